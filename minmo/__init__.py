@@ -1,0 +1,1 @@
+"""MinMo: a full-duplex voice assistant (arXiv 2501.06282)."""

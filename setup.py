@@ -1,0 +1,22 @@
+"""Generates the gRPC code before the package is built; everything else is in pyproject.toml."""
+
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+sys.path.insert(0, str(Path(__file__).parent / "tools"))
+
+
+class BuildWithProtos(build_py):
+    """`build_py`, with `minmo/v1` generated from `protos/` first."""
+
+    def run(self) -> None:
+        from generate_protos import generate
+
+        generate()
+        super().run()
+
+
+setup(cmdclass={"build_py": BuildWithProtos})
