@@ -1,0 +1,1 @@
+"""What every gRPC service and client of MinMo shares."""

@@ -1,0 +1,341 @@
+"""The one way in which every MinMo service starts, serves and stops.
+
+A service's process is::
+
+    class EncoderService:
+        name = "encoder"
+        def __init__(self, settings: EncoderSettings) -> None: ...
+        async def start(self) -> None: ...       # load weights, warm up
+        def register(self, server: grpc.aio.Server) -> Sequence[str]: ...
+        async def stop(self) -> None: ...
+
+    def main() -> None:
+        serve(EncoderSettings.load("minmo-encoder"), EncoderService)
+
+`serve` gives it health, reflection, metrics over HTTP, logs, TLS, the API token, limits, statuses
+for what its handlers raise, and a graceful end. Handlers are coroutines or asynchronous generators;
+they raise what `minmo.rpc.errors` makes. When a client cancels, a handler that reads may see its
+requests end first and be cancelled right after: the end of the requests alone proves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import json
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import grpc
+import prometheus_client
+import structlog
+import uvloop
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from minmo.rpc import logging as rpc_logging
+from minmo.rpc import metrics, threads
+from minmo.rpc.calls import CallInterceptor, Limits
+from minmo.rpc.health import SERVICE_NAME as HEALTH_SERVICE
+from minmo.rpc.health import HealthServicer, Readiness
+from minmo.settings import ServiceSettings
+
+EXIT_FAILED = 1
+
+# What ends at the last must not keep the process from ending.
+_EVICTION_SECONDS = 2.0
+_LAST_WORDS_SECONDS = 2.0
+_STOP_SECONDS = 10.0
+# gRPC counts health and reflection too, and answers over this limit without saying which it is.
+_RESERVED_CALLS = 64
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+Settings = TypeVar("Settings", bound=ServiceSettings)
+
+
+class Service(Protocol):
+    """What a service brings; the rest is `serve`'s."""
+
+    name: str
+    """Short name, as in ``encoder``: for logs, metrics and the ready file."""
+
+    async def start(self) -> None:
+        """Loads and warms up; calls are refused until it returns. An exception ends the process.
+
+        Long work belongs in ``asyncio.to_thread``, so that health is answered meanwhile.
+        """
+
+    def register(self, server: grpc.aio.Server) -> Sequence[str]:
+        """Adds the servicers; returns the full names of their services."""
+
+    async def stop(self) -> None:
+        """Releases what `start` took; called after the last call has ended."""
+
+
+@runtime_checkable
+class ReportsReadiness(Protocol):
+    """A service that has a say in its health: it makes the `Readiness` that `serve` then uses."""
+
+    readiness: Readiness
+
+
+class StartError(Exception):
+    """The process cannot start; the text says why and what to do."""
+
+
+def serve(settings: Settings, build: Callable[[Settings], Service]) -> None:
+    """Runs a service until SIGTERM or SIGINT: the ``main`` of its process.
+
+    On the first signal it drains: health says NOT_SERVING, new calls get UNAVAILABLE, running ones
+    have ``drain_seconds``. A second signal stops at once. Returns after a graceful end.
+
+    Args:
+        settings: what the process was told.
+        build: makes the service, within the running event loop; called once.
+
+    Raises:
+        SystemExit: 1 when the service could not start, 128 + the signal's number after a second
+            signal.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    threads.limit(settings.threads)
+    rpc_logging.configure(settings.log_level, settings.log_format)
+    status = uvloop.run(_Process(settings, build).run())
+    if status != 0:
+        raise SystemExit(status)
+
+
+class _Process:
+    """One service process from its start to its end."""
+
+    def __init__(self, settings: Settings, build: Callable[[Settings], Service]) -> None:
+        self._settings: ServiceSettings = settings
+        self._build: Callable[[], Service] = lambda: build(settings)
+        self._asked_to_stop = asyncio.Event()
+
+    async def run(self) -> int:
+        """Serves; returns the exit status of the process."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            service = self._build()
+            rpc_logging.configure(self._settings.log_level, self._settings.log_format, service.name)
+            metrics.set_build(service.name)
+            await self._serve(service)
+        except StartError as error:
+            log.error("cannot start", reason=str(error))
+            return EXIT_FAILED
+        except Exception:
+            log.exception("failed")
+            return EXIT_FAILED
+        return 0
+
+    def _on_signal(self, number: int) -> None:
+        if not self._asked_to_stop.is_set():
+            self._asked_to_stop.set()
+            return
+        log.warning("stopping at once: second signal", signal=signal.Signals(number).name)
+        _remove(self._settings.ready_file)
+        # Not an exception: nothing that is stuck may keep the process.
+        os._exit(128 + number)
+
+    async def _serve(self, service: Service) -> None:
+        settings = self._settings
+        readiness = service.readiness if isinstance(service, ReportsReadiness) else Readiness()
+        interceptor = CallInterceptor(
+            readiness,
+            Limits(settings.max_streams, settings.max_unary_calls),
+            settings.token.get_secret_value() if settings.token else None,
+        )
+        server = _make_server(settings, interceptor)
+        names = list(service.register(server))
+        health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(readiness, names), server)
+        reflection.enable_server_reflection(
+            [*names, HEALTH_SERVICE, reflection.SERVICE_NAME], server
+        )
+        address = _listen(server, settings)
+        metrics_address = _serve_metrics(settings)
+        await server.start()
+        try:
+            log.info("starting", address=address, metrics_address=metrics_address)
+            if not await self._unless_stopped(service.start()):
+                return
+            readiness.mark_started()
+            _write_ready_file(settings.ready_file, service.name, address, metrics_address)
+            log.info("ready", address=address, settings=settings.model_dump(mode="json"))
+            await self._asked_to_stop.wait()
+            readiness.mark_draining()
+            await self._drain(interceptor)
+        finally:
+            readiness.mark_draining()
+            _remove(settings.ready_file)
+            await server.stop(_LAST_WORDS_SECONDS)
+            if not await _within(_STOP_SECONDS, service.stop()):
+                log.error("the service did not stop in time", seconds=_STOP_SECONDS)
+            log.info("stopped")
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Runs `work`; False if a signal came first, which cancels it."""
+        task = asyncio.create_task(work)
+        asked = asyncio.create_task(self._asked_to_stop.wait())
+        await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if task.done():
+            task.result()
+            return True
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return False
+
+    async def _drain(self, interceptor: CallInterceptor) -> None:
+        seconds = self._settings.drain_seconds
+        log.info("draining", running=interceptor.running, seconds=seconds)
+        if await _within(seconds, interceptor.wait_idle()):
+            return
+        log.warning("ending the calls that still run", running=interceptor.running)
+        interceptor.evict()
+        if not await _within(_EVICTION_SECONDS, interceptor.wait_idle()):
+            log.error("handlers ignore their cancellation", running=interceptor.running)
+
+
+def _make_server(settings: ServiceSettings, interceptor: CallInterceptor) -> grpc.aio.Server:
+    keepalive_ms = int(settings.keepalive_seconds * 1000)
+    return grpc.aio.server(
+        interceptors=[interceptor],
+        maximum_concurrent_rpcs=settings.max_streams + settings.max_unary_calls + _RESERVED_CALLS,
+        options=[
+            # Two processes on one port would share its connections without anybody noticing.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            # A client that vanished (no FIN: a lost network, a stopped machine) is noticed
+            # after the time between pings and the time to wait for their answer.
+            ("grpc.keepalive_time_ms", keepalive_ms),
+            ("grpc.keepalive_timeout_ms", keepalive_ms),
+            # Without it the minute that gRPC gives every ping outlasts the time above.
+            ("grpc.http2.ping_timeout_ms", keepalive_ms),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            # Clients may ping as often as minmo.rpc.client does, with room for jitter.
+            ("grpc.http2.min_ping_interval_without_data_ms", keepalive_ms // 2),
+        ],
+    )
+
+
+def _listen(server: grpc.aio.Server, settings: ServiceSettings) -> str:
+    target = _join(settings.host, settings.port)
+    credentials = _credentials(settings)
+    try:
+        port = (
+            server.add_insecure_port(target)
+            if credentials is None
+            else server.add_secure_port(target, credentials)
+        )
+    except RuntimeError:
+        raise StartError(f"cannot listen on {target}: {_bind_problem(settings)}") from None
+    if settings.token is None and settings.tls_client_ca is None and not _is_local(settings.host):
+        log.warning("whoever reaches this address may call: set a token", address=target)
+    return _join(settings.host, port)
+
+
+def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
+    certificate, key, client_ca = settings.tls_cert, settings.tls_key, settings.tls_client_ca
+    if certificate is None or key is None:
+        return None
+    try:
+        check = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        check.load_cert_chain(certificate, key)
+        if client_ca is not None:
+            check.load_verify_locations(client_ca)
+        return grpc.ssl_server_credentials(
+            [(key.read_bytes(), certificate.read_bytes())],
+            root_certificates=client_ca.read_bytes() if client_ca else None,
+            require_client_auth=client_ca is not None,
+        )
+    except OSError as error:  # ssl.SSLError is one
+        files = ", ".join(str(file) for file in (certificate, key, client_ca) if file)
+        raise StartError(f"TLS cannot use {files}: {error}") from None
+
+
+def _bind_problem(settings: ServiceSettings) -> str:
+    """gRPC does not say why it cannot bind: asks the operating system once more."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        return _port_advice(error, "--port")
+    return "gRPC refuses it; is --host an address of this machine?"
+
+
+def _port_advice(error: OSError, flag: str) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"the port is in use; stop what uses it, or choose another {flag} (0: a free one)"
+    return f"{error.strerror or error}"
+
+
+def _serve_metrics(settings: ServiceSettings) -> str:
+    """Starts Prometheus' endpoint, which ends with the process; its address, or "" if it is off."""
+    if settings.metrics_port < 0:
+        return ""
+    try:
+        server, _ = prometheus_client.start_http_server(settings.metrics_port, settings.host)
+    except OSError as error:
+        target = _join(settings.host, settings.metrics_port)
+        advice = _port_advice(error, "--metrics-port")
+        raise StartError(f"cannot serve metrics on {target}: {advice}") from None
+    return _join(settings.host, server.server_port)
+
+
+def _write_ready_file(path: Path | None, name: str, address: str, metrics_address: str) -> None:
+    if path is None:
+        return
+    report = {
+        "name": name,
+        "pid": os.getpid(),
+        "address": address,
+        "metrics_address": metrics_address,
+    }
+    # Whoever watches for the file must find all of it.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(report) + "\n")
+    unfinished.replace(path)
+
+
+def _remove(path: Path | None) -> None:
+    if path is not None:
+        path.unlink(missing_ok=True)
+
+
+async def _within(seconds: float, work: Awaitable[None]) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        return False
+    return True
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
