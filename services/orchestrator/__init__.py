@@ -1,0 +1,1 @@
+"""The conversation as a service: MinMo's public API."""

@@ -1,0 +1,45 @@
+"""The branches of what the LLM has read: the conversation, and one that listens over an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from services.orchestrator.mind import Context
+
+
+class Branches:
+    """The main line of a conversation and at most one branch beside it (DESIGN: branches).
+
+    Args:
+        main: the conversation.
+        in_background: does work that nobody waits for.
+    """
+
+    def __init__(self, main: Context, in_background: Callable[[Awaitable[None]], None]) -> None:
+        self.main = main
+        self.overlap: Context | None = None
+        self._in_background = in_background
+        self._count = 0
+
+    @property
+    def listening(self) -> Context:
+        """The branch that reads what the user says now."""
+        return self.main if self.overlap is None else self.overlap
+
+    async def open_overlap(self, length: int) -> Context:
+        """A branch that has read the first `length` items of the main line."""
+        self._count += 1
+        self.overlap = await self.main.fork(f"overlap-{self._count}", length)
+        return self.overlap
+
+    def adopt_overlap(self) -> None:
+        """The branch beside becomes the conversation; the line before it is freed."""
+        if self.overlap is not None:
+            before, self.main, self.overlap = self.main, self.overlap, None
+            self._in_background(before.close())
+
+    def drop_overlap(self) -> None:
+        """The branch beside is freed."""
+        if self.overlap is not None:
+            dropped, self.overlap = self.overlap, None
+            self._in_background(dropped.close())

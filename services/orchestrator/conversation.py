@@ -1,0 +1,542 @@
+"""One conversation on one stream: what the user does, and what follows from it.
+
+One loop takes events in order (voice activity, embeddings, what the client asks, the end of an
+answer) and acts on them. Who has the floor is decided in `turn_taking`, an answer is given in
+`answering`, what the LLM has read is kept in `mind`, the history in `record`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+
+import grpc
+import structlog
+
+from minmo.rpc import metrics
+from minmo.rpc.errors import StatusError, invalid_argument
+from minmo.rpc.queues import BoundedStream
+from minmo.settings import OrchestratorSettings
+from minmo.v1 import common_pb2, conversation_pb2
+from minmo.v1.conversation_pb2 import TurnEventKind
+from services.orchestrator import checks, items
+from services.orchestrator.answering import Answer, Answering, Manner
+from services.orchestrator.branches import Branches
+from services.orchestrator.link import Link
+from services.orchestrator.listener import Embeddings, Failed, Found, Heard, Listener, Lost
+from services.orchestrator.mind import Context, Epoch, Sampling
+from services.orchestrator.record import Record
+from services.orchestrator.responses import Responses
+from services.orchestrator.store import SessionStore, StoredSession
+from services.orchestrator.turn_taking import (
+    Activity,
+    Floor,
+    FloorEvent,
+    FloorState,
+    Happened,
+    SilenceTurnTaking,
+    milliseconds,
+    samples,
+)
+from services.orchestrator.user_turn import POSTROLL_MS, PREROLL_MS, UserTurn
+from services.orchestrator.utterance import Voice
+from services.orchestrator.waterfall import Waterfall
+
+log = structlog.get_logger()
+
+MAX_TEXT_CHARACTERS = 4000
+PAUSE_MS = 200.0
+"""Silence after which the words so far are recognised, in the hope that the turn has ended."""
+_EVENTS_LIMIT = 1024
+_LEASE_REFRESH_SECONDS = 1.5
+_MICROPHONE_OFF_SECONDS = 0.3
+_DRAIN_SECONDS = 10.0
+_END_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Upstreams:
+    """The services that a conversation needs."""
+
+    encoder: grpc.aio.Channel
+    llm: grpc.aio.Channel
+    voice_decoder: grpc.aio.Channel
+    store: SessionStore
+
+
+@dataclass(frozen=True)
+class _AnswerEnded:
+    """An answer has ended by itself."""
+
+    answer: Answer
+    error: StatusError | None
+
+
+@dataclass(frozen=True)
+class _ClientClosed:
+    """The client will send no more."""
+
+
+_Event = Heard | conversation_pb2.ConverseRequest | _AnswerEnded | _ClientClosed
+
+
+class Conversation:
+    """A stream of `Converse`, from its configuration to its end.
+
+    Args:
+        settings: of the orchestrator.
+        upstreams: the services.
+        session: as the store has it; the stream holds its lease.
+        stream_id: names this stream in the store.
+        config: the stream's, checked.
+        out: where responses go.
+    """
+
+    def __init__(
+        self,
+        settings: OrchestratorSettings,
+        upstreams: Upstreams,
+        session: StoredSession,
+        *,
+        stream_id: str,
+        config: conversation_pb2.ConverseConfig,
+        out: BoundedStream[conversation_pb2.ConverseResponse],
+    ) -> None:
+        self._settings = settings
+        self._upstreams = upstreams
+        self._store = upstreams.store
+        self._session = session
+        self._stream_id = stream_id
+        self._config = config
+        self._aligned = settings.mode == "aligned"
+        self._events: asyncio.Queue[_Event] = asyncio.Queue(_EVENTS_LIMIT)
+        self._background: set[asyncio.Future[None]] = set()
+        self._responses = Responses(out, config.output_format.sample_rate_hz)
+        prompt = session.settings.system_prompt or settings.system_prompt
+        self._record = Record(self._store, session, stream_id, prompt)
+        self._listener = Listener(
+            upstreams.encoder,
+            config.input_format,
+            self._events.put,
+            deadline_seconds=settings.encoder_deadline_seconds,
+            session=session.session_id,
+        )
+        self._silence_ms = (
+            session.settings.end_of_turn_silence_ms or settings.end_of_turn_silence_ms
+        )
+        self._floor = Floor(
+            SilenceTurnTaking(self._silence_ms, settings.barge_in_ms),
+            pause_ms=min(PAUSE_MS, self._silence_ms),
+            max_turn_ms=settings.max_turn_seconds * 1000,
+        )
+        self._link = Link(
+            upstreams.llm, session.session_id, deadline_seconds=settings.llm_deadline_seconds
+        )
+        epoch = Epoch(
+            session.epoch,
+            lambda: self._store.next_epoch(session.session_id, self._link.replica_id),
+        )
+        main = Context(
+            self._link,
+            epoch,
+            "main",
+            recovery_seconds=settings.recovery_seconds,
+            on_outage=lambda lost: self._responses.outage("llm", lost),
+        )
+        self._branches = Branches(main, self._in_background)
+        self._answering: Answering | None = None
+        self._width = 0
+        self._turn: UserTurn | None = None
+        self._last_audio = time.monotonic()
+        self._closing = False
+
+    # --- life of the stream
+
+    async def run(self, requests: AsyncIterator[conversation_pb2.ConverseRequest]) -> None:
+        """Serves the stream to its end; `requests` follow the configuration.
+
+        Raises:
+            StatusError: what ends the stream other than well.
+        """
+        tasks: list[asyncio.Task[None]] = []
+        metrics.ACTIVE_SESSIONS.inc()
+        try:
+            answering = await self._resume()
+            loop = asyncio.create_task(self._act(answering))
+            tasks = [
+                loop,
+                asyncio.create_task(self._listener.run()),
+                asyncio.create_task(self._read(requests, answering)),
+                asyncio.create_task(self._keep_lease()),
+            ]
+            running = set(tasks)
+            while not loop.done():
+                ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    task.result()
+        finally:
+            metrics.ACTIVE_SESSIONS.dec()
+            await asyncio.shield(asyncio.create_task(self._end(tasks)))
+
+    async def _resume(self) -> Answering:
+        """Takes the session up where the stream before left it."""
+        await self._responses.ready(
+            self._session.session_id, len(self._record), self._settings.mode
+        )
+        model = await self._link.model()
+        self._width = model.width
+        chosen = self._session.settings
+        manner = Manner(
+            aligned=self._aligned,
+            context_length=model.context_length,
+            max_tokens=chosen.max_answer_tokens or self._settings.max_answer_tokens,
+            sampling=Sampling(chosen.temperature, seed=chosen.seed),
+            voice=Voice(
+                self._upstreams.voice_decoder,
+                self._config.output_format,
+                chosen.voice,
+                chosen.instruct,
+                self._settings.voice_decoder_deadline_seconds,
+                reads_hidden_states=self._aligned,
+            ),
+            reports_playback=self._config.reports_playback,
+            embed_seconds=self._settings.encoder_deadline_seconds,
+        )
+        answering = Answering(
+            self._session.session_id,
+            manner,
+            record=self._record,
+            branches=self._branches,
+            responses=self._responses,
+            on_ended=lambda answer, error: self._events.put(_AnswerEnded(answer, error)),
+        )
+        self._answering = answering
+        question = await self._record.close_open_answer()
+        context = self._branches.main
+        context.replace(self._record.prompt(manner.prompt_limit, before=question))
+        if question is not None:
+            self._floor.assistant_starts()
+            answering.begin(Waterfall(time.monotonic()), user=question)
+        else:
+            self._in_background(context.sync())
+        return answering
+
+    async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Leaves everything as the next stream wants to find it."""
+        for task in [*tasks, *self._background]:
+            task.cancel()
+        await asyncio.gather(*tasks, *self._background, return_exceptions=True)
+        if self._turn is not None:
+            self._turn.cancel()
+        with contextlib.suppress(StatusError, TimeoutError):
+            async with asyncio.timeout(_END_SECONDS):
+                if self._answering is not None:
+                    await self._answering.stop("the stream ended", tell=False)
+                await self._branches.main.close(whole_session=True)
+        await self._link.close()
+
+    async def _read(
+        self,
+        requests: AsyncIterator[conversation_pb2.ConverseRequest],
+        answering: Answering,
+    ) -> None:
+        """Takes what the client sends. Audio and playback take the short way."""
+        sequence = 0
+        async for request in requests:
+            match request.WhichOneof("message"):
+                case "audio":
+                    if request.audio.sequence != sequence:
+                        raise invalid_argument(
+                            "audio.sequence",
+                            f"is {request.audio.sequence} where {sequence} was expected: audio "
+                            "is missing or came twice",
+                        )
+                    sequence += 1
+                    checks.audio_data(
+                        request.audio.data,
+                        self._config.input_format,
+                        max_seconds=self._settings.max_frame_seconds,
+                    )
+                    self._last_audio = time.monotonic()
+                    if request.audio.data:
+                        await self._listener.feed(request.audio.data)
+                case "playback":
+                    await answering.played(request.playback)
+                case "config":
+                    raise invalid_argument("config", "is sent once, as the first message")
+                case None:
+                    raise invalid_argument(
+                        "message", "is not set: one of config, audio, playback, text, interrupt"
+                    )
+                case _:
+                    await self._events.put(request)
+        await self._events.put(_ClientClosed())
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(_LEASE_REFRESH_SECONDS)
+            await self._store.refresh(self._session.session_id, self._stream_id)
+
+    # --- the loop
+
+    async def _act(self, answering: Answering) -> None:
+        give_up: float | None = None
+        while True:
+            event = await self._next_event()
+            if event is not None:
+                await self._on_event(event, answering)
+            if self._closing:
+                if give_up is None:
+                    give_up = time.monotonic() + _DRAIN_SECONDS
+                heard_all = self._listener.heard_all or time.monotonic() > give_up
+                if heard_all and self._events.empty():
+                    await self._on_floor(self._floor.silence(), answering)
+                    if answering.current is None:
+                        return
+            elif event is None:
+                await self._on_floor(self._floor.silence(), answering)
+
+    async def _next_event(self) -> _Event | None:
+        """The next event; None when the user's microphone went off in the middle of a turn."""
+        while True:
+            try:
+                async with asyncio.timeout(0.05 if self._closing else 0.25):
+                    return await self._events.get()
+            except TimeoutError:
+                if self._closing:
+                    return None
+                off_for = time.monotonic() - self._last_audio
+                limit = self._silence_ms / 1000 + _MICROPHONE_OFF_SECONDS
+                speaks = self._floor.state is FloorState.USER
+                if speaks and off_for > limit and self._listener.heard_all:
+                    return None
+
+    async def _on_event(self, event: _Event, answering: Answering) -> None:
+        match event:
+            case Activity():
+                happened = self._floor.hear(event)
+                self._responses.position = self._floor.last.end
+                await self._on_floor(happened, answering)
+                if self._turn is not None and self._turn.is_long(event.speech_end):
+                    self._look(self._turn, event.speech_end)
+            case Embeddings():
+                await self._on_embeddings(event, answering)
+            case Lost(detail):
+                await self._responses.outage("encoder", True, detail)
+            case Found():
+                await self._responses.outage("encoder", False)
+            case Failed(error):
+                raise error
+            case _AnswerEnded(answer, error):
+                # One that was stopped meanwhile has been dealt with.
+                if answer is answering.current:
+                    await self._on_answer_ended(answer, error, answering)
+            case _ClientClosed():
+                self._closing = True
+                answering.client_is_done()
+            case _:
+                await self._on_request(event, answering)
+
+    async def _on_request(
+        self, request: conversation_pb2.ConverseRequest, answering: Answering
+    ) -> None:
+        if request.HasField("interrupt"):
+            await answering.stop("the user pressed stop")
+            await self._give_floor_back(answering)
+            return
+        words = request.text.text.strip()
+        if not words:
+            raise invalid_argument("text.text", "is empty")
+        if len(words) > MAX_TEXT_CHARACTERS:
+            raise invalid_argument(
+                "text.text",
+                f"has {len(words)} characters",
+                limit=f"{MAX_TEXT_CHARACTERS} characters",
+            )
+        await answering.stop("the user typed")
+        await self._drop_turn(answering)
+        self._floor.assistant_starts()
+        turn = self._new_turn(self._listener.position, answering)
+        user = await answering.commit_user(f"{turn.carried} {words}".strip(), 0)
+        answering.begin(Waterfall(time.monotonic()), user=user, spoken=turn)
+
+    async def _on_floor(self, events: list[FloorEvent], answering: Answering) -> None:
+        for event in events:
+            match event.what:
+                case Happened.SPEECH_STARTED:
+                    await self._responses.event(
+                        TurnEventKind.TURN_EVENT_KIND_USER_SPEECH_STARTED, position=event.start
+                    )
+                    if self._floor.state is FloorState.USER:
+                        await self._open_turn(answering)
+                    elif self._aligned:
+                        await self._listen_over_answer(answering)
+                case Happened.SPEECH_STOPPED:
+                    await self._responses.event(
+                        TurnEventKind.TURN_EVENT_KIND_USER_SPEECH_STOPPED, position=event.end
+                    )
+                case Happened.PAUSE:
+                    if self._turn is not None:
+                        self._look(self._turn, event.end)
+                case Happened.TURN_ENDED | Happened.TURN_TOO_LONG:
+                    await self._turn_ended(event, answering)
+                case Happened.BARGE_IN:
+                    metrics.BARGE_INS.inc()
+                    await answering.stop("the user spoke")
+                    await self._open_turn(answering)
+                case Happened.BACK_CHANNEL:
+                    await self._stop_listening_over_answer()
+
+    async def _on_answer_ended(
+        self, answer: Answer, error: StatusError | None, answering: Answering
+    ) -> None:
+        ends_stream = error is not None and (
+            error.code is grpc.StatusCode.ABORTED or error.reason == "READER_TOO_SLOW"
+        )
+        if error is not None and ends_stream:
+            raise error
+        await answering.ended(answer, error)
+        await self._give_floor_back(answering)
+        self._in_background(self._branches.main.sync())
+
+    async def _give_floor_back(self, answering: Answering) -> None:
+        self._floor.assistant_ends()
+        if self._floor.state is FloorState.USER:
+            await self._open_turn(answering)
+        else:
+            await self._stop_listening_over_answer()
+
+    # --- the user's turn
+
+    async def _open_turn(self, answering: Answering) -> None:
+        """The user has the floor from `floor.turn_start` on."""
+        if self._turn is not None:
+            return
+        unheard = answering.unheard
+        goes_on = unheard is not None and unheard.user is None
+        if unheard is not None and unheard.spoken is not None and goes_on:
+            # Its words were not even known: it goes on as if it had not ended.
+            self._turn, answering.unheard = unheard.spoken, None
+        else:
+            self._turn = self._new_turn(self._floor.turn_start, answering)
+        self._listener.need_from(self._turn.start)
+        if not self._aligned:
+            return
+        if self._branches.overlap is not None:
+            self._branches.adopt_overlap()
+            return
+        if not goes_on and not self._turn.carried:
+            context = self._branches.main
+            context.add([items.role_start(common_pb2.ROLE_USER)])
+            for rows in await self._store.embeddings(self._session.session_id):
+                context.add([items.embeddings(self._matrix(rows))])
+        await self._start_segment()
+
+    def _new_turn(self, start: int, answering: Answering) -> UserTurn:
+        """A turn; it goes on with the one before, if nothing was heard of its answer."""
+        unheard = answering.unheard
+        if unheard is None or unheard.user is None or unheard.spoken is None:
+            return UserTurn(start, checkpoint=len(self._branches.main))
+        return UserTurn(start, carried=unheard.user.text, checkpoint=unheard.spoken.checkpoint)
+
+    async def _drop_turn(self, answering: Answering) -> None:
+        if self._turn is None:
+            return
+        turn, self._turn = self._turn, None
+        turn.cancel()
+        if self._aligned:
+            await self._listener.drop_segment()
+        await answering.forget(turn)
+
+    def _look(self, turn: UserTurn, end: int) -> None:
+        """Recognises the turn up to `end`; the LLM may read the words while we wait for more."""
+
+        def on_words(words: str) -> None:
+            answering = self._answering
+            if turn is not self._turn or not words or answering is None:
+                return
+            index = self._record.next_index
+            self._in_background(self._responses.user_text(index, words, final=False))
+            if not self._aligned:
+                self._in_background(answering.prepare(turn, words))
+
+        turn.look(self._listener, end, on_words)
+
+    async def _turn_ended(self, event: FloorEvent, answering: Answering) -> None:
+        turn, self._turn = self._turn, None
+        if turn is None:
+            await self._give_floor_back(answering)
+            return
+        spoken_at = self._listener.arrival(event.end)
+        waterfall = Waterfall(spoken_at)
+        waterfall.add("endpointing", spoken_at)
+        await self._responses.event(
+            TurnEventKind.TURN_EVENT_KIND_USER_TURN_ENDED, position=event.end
+        )
+        self._look(turn, event.end)
+        if self._aligned:
+            answering.embeddings_over.clear()
+            await self._listener.end_segment(event.end + samples(POSTROLL_MS))
+        spoken_ms = max(1, round(milliseconds(event.end - event.start)))
+        answering.begin(waterfall, spoken=turn, spoken_ms=spoken_ms)
+
+    # --- speech embeddings (aligned mode)
+
+    async def _start_segment(self) -> None:
+        await self._listener.start_segment(max(0, self._floor.turn_start - samples(PREROLL_MS)))
+
+    async def _on_embeddings(self, part: Embeddings, answering: Answering) -> None:
+        if part.matrix.rows:
+            context = self._branches.listening
+            context.add([items.embeddings(part.matrix)])
+            await self._store.push_embeddings(self._session.session_id, part.matrix.data)
+            self._in_background(context.sync())
+        if part.final:
+            await self._store.clear_embeddings(self._session.session_id)
+            answering.embeddings_over.set()
+
+    async def _listen_over_answer(self, answering: Answering) -> None:
+        """A branch of the LLM's cache listens to the user while the assistant speaks."""
+        answer = answering.current
+        if answer is None or self._branches.overlap is not None:
+            return
+        heard = answer.utterance.heard_tokens() if answer.utterance is not None else 0
+        if heard:
+            overlap = await self._branches.open_overlap(answer.base + heard)
+            overlap.add(
+                [items.interruption(), items.turn_end(), items.role_start(common_pb2.ROLE_USER)]
+            )
+        elif answer.content:
+            # Nothing was heard yet: the user goes on with the turn before.
+            await self._branches.open_overlap(answer.content)
+        else:
+            return
+        await self._store.clear_embeddings(self._session.session_id)
+        await self._start_segment()
+
+    async def _stop_listening_over_answer(self) -> None:
+        if self._branches.overlap is not None:
+            await self._listener.drop_segment()
+            self._branches.drop_overlap()
+
+    def _matrix(self, rows: bytes) -> common_pb2.FloatMatrix:
+        count = len(rows) // (4 * self._width)
+        return common_pb2.FloatMatrix(data=rows, rows=count, columns=self._width)
+
+    # --- small things
+
+    def _in_background(self, work: Awaitable[None]) -> None:
+        """Does work whose failure the next answer meets again and reports."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except StatusError as failure:
+                log.warning("background work failed", error=str(failure))
+
+        task = asyncio.ensure_future(guarded())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

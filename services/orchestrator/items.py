@@ -1,0 +1,49 @@
+"""The pieces of what the LLM reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minmo.v1 import llm_pb2
+from minmo.v1.common_pb2 import FloatMatrix, Role
+
+_CHARACTERS_A_TOKEN = 3
+
+
+@dataclass
+class Item:
+    """A piece of what the LLM reads; `size` is in positions, estimated until it has been read."""
+
+    part: llm_pb2.PromptPart
+    size: int
+
+
+def role_start(role: Role.ValueType) -> Item:
+    """Opens a turn."""
+    return Item(llm_pb2.PromptPart(role_start=role), 3)
+
+
+def turn_end() -> Item:
+    """Closes the turn."""
+    return Item(llm_pb2.PromptPart(turn_end=llm_pb2.TurnEnd()), 2)
+
+
+def interruption() -> Item:
+    """Marks that the user cut the assistant off."""
+    return Item(llm_pb2.PromptPart(interruption=llm_pb2.Interruption()), 4)
+
+
+def text(content: str) -> Item:
+    """Text."""
+    estimate = len(content.encode()) // _CHARACTERS_A_TOKEN + 1
+    return Item(llm_pb2.PromptPart(text=content), estimate)
+
+
+def embeddings(matrix: FloatMatrix) -> Item:
+    """Speech embeddings, one row a position."""
+    return Item(llm_pb2.PromptPart(embeddings=matrix), matrix.rows)
+
+
+def token(token_id: int) -> Item:
+    """A token that the LLM made."""
+    return Item(llm_pb2.PromptPart(tokens=llm_pb2.TokenIds(ids=[token_id])), 1)

@@ -1,0 +1,369 @@
+"""The LLM, as a conversation sees it: what it has read, whichever replica holds the cache.
+
+`Context` is one branch of the session: the list of all that the LLM has read, and how much of it is
+in the cache. Content is added to the list first and read by `sync`; so when a cache is lost
+(another replica, a restart), the same `sync` reads everything again, and nobody else needs to know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from minmo.rpc.errors import aborted, unavailable
+from minmo.v1 import llm_pb2
+from services.orchestrator.items import Item, token
+from services.orchestrator.link import Link, LlmError, Operation
+
+log = structlog.get_logger()
+
+_LOST = {"UPSTREAM", "CACHE_LOST", "WRONG_POSITION", "NO_SLOT", "CANCELLED", "LINK"}
+"""Reasons after which reading everything again, a little later, can succeed."""
+_BACKOFF_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8)
+_MESSAGE_BYTES = 1_000_000
+_CANCEL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen."""
+
+    temperature: float = 0.0
+    top_p: float = 0.9
+    seed: int = 0
+    repetition_penalty: float = 1.1
+
+
+@dataclass
+class Epoch:
+    """The session's epoch, shared by its branches."""
+
+    number: int
+    advance: Callable[[], Awaitable[int]]
+
+    async def next(self) -> int:
+        """Counts up: what was sent before is stale from now on."""
+        self.number = await self.advance()
+        return self.number
+
+
+class Context:
+    """What the LLM has read on one branch.
+
+    Methods that talk to the LLM run one after another, in the order of their calls. Each of them
+    recovers by itself from a lost service, Triton or cache, for up to `recovery_seconds`.
+
+    Args:
+        link: to the LLM service.
+        epoch: the session's.
+        branch: name of the branch in the cache.
+        recovery_seconds: how long to try before giving up.
+        on_outage: told True when the LLM was lost, False when it is back.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        epoch: Epoch,
+        branch: str,
+        *,
+        recovery_seconds: float,
+        on_outage: Callable[[bool], Awaitable[None]],
+    ) -> None:
+        self._link = link
+        self._epoch = epoch
+        self._branch = branch
+        self._recovery_seconds = recovery_seconds
+        self._on_outage = on_outage
+        self._items: list[Item] = []
+        self._read = 0
+        self._position = 0
+        self._clean = True
+        self._lock = asyncio.Lock()
+
+    @property
+    def size(self) -> int:
+        """Positions of everything, including what has not been read yet (estimated)."""
+        return sum(item.size for item in self._items)
+
+    def __len__(self) -> int:
+        """Number of items: a place to `rewind` or `fork` to."""
+        return len(self._items)
+
+    def add(self, items: Iterable[Item]) -> None:
+        """Appends content; `sync` makes the LLM read it."""
+        self._items.extend(items)
+
+    def replace(self, items: Iterable[Item]) -> None:
+        """Puts other content in the place of everything; the cache is built anew by `sync`."""
+        self._items = list(items)
+        self._forget()
+
+    async def sync(self) -> None:
+        """Makes the LLM read what it has not read. Raises StatusError if it can't be had."""
+
+        async def work() -> None:
+            async with self._lock:
+                await self._recovering(self._sync)
+
+        await _to_its_end(work())
+
+    async def rewind(self, length: int) -> None:
+        """Forgets the items from `length` on."""
+
+        async def work() -> None:
+            async with self._lock:
+                del self._items[length:]
+                if length < self._read:
+                    await self._recovering(lambda: self._truncate(length))
+
+        await _to_its_end(work())
+
+    async def fork(self, branch: str, length: int) -> Context:
+        """A branch that has read the first `length` items; it may be used side by side with this.
+
+        Does not wait for what runs on this branch.
+        """
+        other = Context(
+            self._link,
+            self._epoch,
+            branch,
+            recovery_seconds=self._recovery_seconds,
+            on_outage=self._on_outage,
+        )
+        other._items = list(self._items[:length])
+        read = min(length, self._read)
+        position = sum(item.size for item in other._items[:read])
+        try:
+            await self._link.operate(
+                other._request(fork=llm_pb2.Fork(source=self._branch, position=position))
+            )
+            other._read, other._position = read, position
+        except LlmError as failure:
+            # The branch reads everything itself then.
+            log.info("fork failed", reason=failure.reason, error=str(failure))
+            other._forget()
+        return other
+
+    async def close(self, *, whole_session: bool = False) -> None:
+        """Frees the branch, or all of the session's; an LLM that is gone has freed it already."""
+        async with self._lock:
+            request = self._request(close=llm_pb2.Close())
+            if whole_session:
+                request.branch = ""
+            try:
+                await self._link.operate(request)
+            except LlmError as failure:
+                log.info("close failed", reason=failure.reason)
+            self._forget()
+
+    async def generate(
+        self, max_tokens: int, sampling: Sampling, *, hidden_states: bool
+    ) -> AsyncGenerator[llm_pb2.Token]:
+        """Lets the LLM go on: yields tokens, which are added to the items as they come.
+
+        Stopping the iteration (``aclose``, cancellation) stops the LLM within one step.
+        """
+        await self.sync()
+        async with self._lock:
+            made = 0
+            outage = _Outage(self._recovery_seconds, self._on_outage)
+            while made < max_tokens:
+                try:
+                    await self._sync()
+                    answers = self._generate(max_tokens - made, sampling, hidden_states)
+                    # Closing it here stops the LLM with the answer, not when it is collected.
+                    async with aclosing(answers):
+                        async for answer in answers:
+                            await outage.over()
+                            answer.index = made
+                            made += 1
+                            yield answer
+                    return
+                except LlmError as failure:
+                    self._forget()
+                    await outage.wait(failure)
+
+    async def _generate(
+        self, max_tokens: int, sampling: Sampling, hidden_states: bool
+    ) -> AsyncGenerator[llm_pb2.Token]:
+        request = self._request(
+            generate=llm_pb2.Generate(
+                position=self._position,
+                max_tokens=max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=sampling.seed,
+                repetition_penalty=sampling.repetition_penalty,
+                return_hidden_states=hidden_states,
+            )
+        )
+        async with self._link.start(request) as operation:
+            finished = False
+            try:
+                while not finished:
+                    response = await operation.answer()
+                    if response.HasField("token"):
+                        # The LLM has read all before a token to predict it.
+                        self._generated(self.size)
+                        self._items.append(token(response.token.id))
+                        yield response.token
+                    else:
+                        self._generated(response.generate_done.position)
+                        finished = True
+            except LlmError:
+                finished = True
+                raise
+            finally:
+                if not finished:
+                    await asyncio.shield(self._stop(operation))
+
+    async def _stop(self, operation: Operation) -> None:
+        """Stops a generation and learns how far the cache got; forgets the cache if it cannot."""
+        try:
+            async with asyncio.timeout(_CANCEL_SECONDS):
+                last = await operation.stop()
+                self._generated(last.generate_done.position)
+        except (LlmError, TimeoutError) as failure:
+            log.info("stopping the LLM failed", error=str(failure))
+            self._forget()
+
+    def _generated(self, position: int) -> None:
+        """Notes which of the generated tokens are in the cache, which ends at `position`."""
+        while self._read < len(self._items) and self._position < position:
+            self._position += self._items[self._read].size
+            self._read += 1
+
+    async def _sync(self) -> None:
+        if not self._clean:
+            await self._start_anew()
+        while self._read < len(self._items):
+            batch = self._next_batch()
+            response = await self._link.operate(
+                self._request(
+                    prefill=llm_pb2.Prefill(
+                        position=self._position, parts=[item.part for item in batch]
+                    )
+                )
+            )
+            done = response.prefill_done
+            for item, end in zip(batch, done.part_positions, strict=True):
+                item.size = end - self._position
+                self._position = end
+            self._read += len(batch)
+
+    def _next_batch(self) -> list[Item]:
+        batch: list[Item] = []
+        total = 0
+        for item in self._items[self._read :]:
+            total += item.part.ByteSize()
+            if batch and total > _MESSAGE_BYTES:
+                break
+            batch.append(item)
+        return batch
+
+    async def _truncate(self, length: int) -> None:
+        if length >= self._read:
+            return
+        position = sum(item.size for item in self._items[:length])
+        await self._epoch.next()
+        await self._link.operate(self._request(truncate=llm_pb2.Truncate(position=position)))
+        self._read, self._position = length, position
+
+    async def _start_anew(self) -> None:
+        """Drops the branch, under a new epoch, so that everything is read again."""
+        await self._epoch.next()
+        self._read = self._position = 0
+        try:
+            await self._link.operate(self._request(close=llm_pb2.Close()))
+        except LlmError as failure:
+            if failure.reason != "CACHE_LOST":
+                raise
+        self._clean = True
+
+    def _forget(self) -> None:
+        self._read = self._position = 0
+        self._clean = False
+
+    async def _recovering(self, work: Callable[[], Awaitable[None]]) -> None:
+        outage = _Outage(self._recovery_seconds, self._on_outage)
+        while True:
+            try:
+                await work()
+                await outage.over()
+                return
+            except LlmError as failure:
+                self._forget()
+                await outage.wait(failure)
+
+    def _request(
+        self,
+        *,
+        prefill: llm_pb2.Prefill | None = None,
+        generate: llm_pb2.Generate | None = None,
+        fork: llm_pb2.Fork | None = None,
+        truncate: llm_pb2.Truncate | None = None,
+        close: llm_pb2.Close | None = None,
+    ) -> llm_pb2.RunRequest:
+        return llm_pb2.RunRequest(
+            operation_id=self._link.new_operation_id(),
+            branch=self._branch,
+            epoch=self._epoch.number,
+            prefill=prefill,
+            generate=generate,
+            fork=fork,
+            truncate=truncate,
+            close=close,
+        )
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Waits for work that goes on when the wait is cancelled.
+
+    An operation whose answer nobody awaits would leave it open what is in the cache.
+    """
+    await asyncio.shield(asyncio.create_task(work))
+
+
+class _Outage:
+    """Waits between tries to reach the LLM, and gives up in the end."""
+
+    def __init__(self, seconds: float, on_outage: Callable[[bool], Awaitable[None]]) -> None:
+        self._seconds = seconds
+        self._on_outage = on_outage
+        self._since: float | None = None
+        self._tries = 0
+
+    async def wait(self, failure: LlmError) -> None:
+        """Waits before the next try; raises StatusError when there should be none."""
+        if failure.reason == "STALE_EPOCH":
+            raise aborted(
+                "the session was taken over by another stream", reason="SESSION_TAKEN_OVER"
+            )
+        if failure.reason not in _LOST:
+            raise failure.to_status()
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            log.warning("LLM lost", reason=failure.reason, error=str(failure))
+            await self._on_outage(True)
+        elif now - self._since > self._seconds:
+            raise unavailable(
+                f"the LLM could not be had within {self._seconds:g} s: {failure}",
+                reason="LLM_UNAVAILABLE",
+            )
+        await asyncio.sleep(_BACKOFF_SECONDS[min(self._tries, len(_BACKOFF_SECONDS) - 1)])
+        self._tries += 1
+
+    async def over(self) -> None:
+        """The LLM answered."""
+        if self._since is not None:
+            self._since = None
+            self._tries = 0
+            await self._on_outage(False)

@@ -1,0 +1,458 @@
+"""What Redis keeps of a conversation: text, positions, epochs, settings; never audio.
+
+Keys of a session (they expire `ttl_seconds` after its last use):
+
+- ``minmo:session:ID``             hash: owner, settings, times, epoch, replica of the LLM's cache
+- ``minmo:session:ID:turns``       hash: index -> turn as JSON
+- ``minmo:session:ID:lease``       the stream that may write, with a short expiry
+- ``minmo:session:ID:embeddings``  list: speech embeddings of the user's open turn, short expiry
+- ``minmo:owner:OWNER``            sorted set of the owner's session ids by creation time, which
+  outlives them: ids of expired sessions are passed over, and dropped when the set is full
+
+Every write of a conversation names its stream's lease and is refused by a script when another
+stream holds it, so a stream that was taken over cannot write into the history any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,
+    RedisError,
+    TimeoutError,
+)
+
+from minmo.rpc import metrics
+from minmo.rpc.errors import aborted, not_found, resource_exhausted, unavailable
+
+Result = TypeVar("Result")
+
+LEASE_SECONDS = 5.0
+EMBEDDINGS_SECONDS = 180
+_RETRY_SECONDS = 0.1
+
+# KEYS: lease, session, turns. ARGV: stream, ttl, now, index, turn.
+_PUT_TURN = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if redis.call('EXISTS', KEYS[2]) == 0 then return -1 end
+redis.call('HSET', KEYS[3], ARGV[4], ARGV[5])
+redis.call('HSET', KEYS[2], 'updated', ARGV[3])
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+redis.call('EXPIRE', KEYS[3], ARGV[2])
+return 1
+"""
+# KEYS: lease, session, turns. ARGV: stream, index.
+_DROP_TURN = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if redis.call('EXISTS', KEYS[2]) == 0 then return -1 end
+redis.call('HDEL', KEYS[3], ARGV[2])
+return 1
+"""
+# KEYS: lease, session, turns. ARGV: stream, lease in ms, ttl.
+_REFRESH = """
+if redis.call('EXISTS', KEYS[2]) == 0 then return -1 end
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+redis.call('EXPIRE', KEYS[3], ARGV[3])
+return 1
+"""
+_RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a session behaves; the stored form of the proto's SessionSettings, defaults filled in."""
+
+    system_prompt: str
+    voice: str = ""
+    instruct: str = ""
+    max_answer_tokens: int = 0
+    end_of_turn_silence_ms: int = 0
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StoredTurn:
+    """A turn as the history has it.
+
+    Attributes:
+        index: number in the session.
+        role: ``user`` or ``assistant``.
+        text: what was said; for the assistant what was *heard*.
+        generated_text: the assistant's whole text.
+        outcome: ``open`` while it goes on, then ``completed``, ``interrupted`` or ``failed``.
+        started: seconds since the epoch.
+        audio_ms: spoken by the user or heard from the assistant.
+    """
+
+    index: int
+    role: str
+    text: str
+    generated_text: str = ""
+    outcome: str = "completed"
+    started: float = 0.0
+    audio_ms: int = 0
+
+
+@dataclass(frozen=True)
+class StoredSession:
+    """A session as Redis has it."""
+
+    session_id: str
+    owner: str
+    settings: Settings
+    created: float
+    updated: float
+    expires: float
+    epoch: int = 0
+    llm_replica: str = ""
+    streaming: bool = False
+    turn_count: int = 0
+    turns: tuple[StoredTurn, ...] = field(default=())
+
+
+class SessionStore:
+    """Sessions in Redis.
+
+    Calls wait up to `deadline_seconds` for a Redis that restarts, then raise UNAVAILABLE.
+    """
+
+    def __init__(
+        self, url: str, *, ttl_seconds: int, max_sessions_per_owner: int, deadline_seconds: float
+    ) -> None:
+        self._ttl = ttl_seconds
+        self._max_sessions = max_sessions_per_owner
+        self._deadline = deadline_seconds
+        self._redis = redis.Redis.from_url(
+            url,
+            decode_responses=False,
+            socket_timeout=2,
+            socket_connect_timeout=2,
+            health_check_interval=15,
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.01), 2),
+            max_connections=64,
+        )
+        self._put_turn = self._redis.register_script(_PUT_TURN)
+        self._drop_turn = self._redis.register_script(_DROP_TURN)
+        self._refresh = self._redis.register_script(_REFRESH)
+        self._release = self._redis.register_script(_RELEASE)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._redis.aclose()
+
+    async def ping(self) -> None:
+        """Raises UNAVAILABLE if Redis does not answer within the deadline."""
+        await self._call("ping", self._redis.ping)
+
+    # --- sessions
+
+    async def create(self, owner: str, settings: Settings) -> StoredSession:
+        """Makes a session. Raises RESOURCE_EXHAUSTED if the owner has too many."""
+        now = time.time()
+        session_id = "s" + secrets.token_hex(12)
+        session = StoredSession(session_id, owner, settings, now, now, now + self._ttl)
+        owner_key = _owner_key(owner)
+
+        async def work() -> None:
+            count = await self._redis.zcard(owner_key)
+            if count >= self._max_sessions:
+                count -= await self._forget_expired(owner_key)
+            if count >= self._max_sessions:
+                raise resource_exhausted(
+                    f"{count} sessions exist already; delete one with DeleteSession",
+                    limit=f"{self._max_sessions} sessions per token",
+                    reason="TOO_MANY_SESSIONS",
+                )
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.hset(
+                _session_key(session_id),
+                mapping={
+                    "owner": owner,
+                    "settings": json.dumps(asdict(settings)),
+                    "created": repr(now),
+                    "updated": repr(now),
+                    "epoch": 0,
+                },
+            )
+            pipeline.expire(_session_key(session_id), self._ttl)
+            pipeline.zadd(owner_key, {session_id: now})
+            await pipeline.execute()
+
+        await self._call("create", work)
+        return session
+
+    async def get(self, session_id: str, owner: str) -> StoredSession:
+        """A session with its turns. NOT_FOUND if there is none or it is another owner's."""
+
+        async def work() -> tuple[dict[bytes, bytes], dict[bytes, bytes], int, int]:
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.hgetall(_session_key(session_id))
+            pipeline.hgetall(_turns_key(session_id))
+            pipeline.exists(_lease_key(session_id))
+            pipeline.ttl(_session_key(session_id))
+            fields, turns, leased, ttl = await pipeline.execute()
+            return fields, turns, leased, ttl
+
+        fields, raw_turns, leased, ttl = await self._call("get", work)
+        if not fields or fields[b"owner"].decode() != owner:
+            raise not_found(
+                f"session {session_id[:64]!r} does not exist (it may have expired after "
+                f"{self._ttl} s without use); make one with CreateSession",
+                reason="SESSION_NOT_FOUND",
+            )
+        turns = sorted(
+            (StoredTurn(**json.loads(value)) for value in raw_turns.values()),
+            key=lambda turn: turn.index,
+        )
+        return replace(
+            _session(session_id, fields, expires=time.time() + max(ttl, 0)),
+            streaming=bool(leased),
+            turn_count=len(turns),
+            turns=tuple(turns),
+        )
+
+    async def page(self, owner: str, limit: int, before: float) -> list[StoredSession]:
+        """Up to `limit` of the owner's sessions made before `before` (seconds), newest first."""
+
+        async def work() -> list[StoredSession]:
+            found: list[StoredSession] = []
+            upper: str | float = f"({before!r}" if before else "+inf"
+            offset = 0
+            while len(found) < limit:
+                ids: Any = await self._redis.zrevrangebyscore(
+                    _owner_key(owner), upper, "-inf", start=offset, num=limit
+                )
+                if not ids:
+                    break
+                offset += len(ids)
+                pipeline = self._redis.pipeline(transaction=False)
+                for session_id in ids:
+                    pipeline.hgetall(_session_key(session_id.decode()))
+                    pipeline.hlen(_turns_key(session_id.decode()))
+                    pipeline.exists(_lease_key(session_id.decode()))
+                    pipeline.ttl(_session_key(session_id.decode()))
+                values = await pipeline.execute()
+                for place, session_id in enumerate(ids):
+                    fields, count, leased, ttl = values[4 * place : 4 * place + 4]
+                    if fields:
+                        expires = time.time() + max(ttl, 0)
+                        session = _session(session_id.decode(), fields, expires=expires)
+                        found.append(replace(session, turn_count=count, streaming=bool(leased)))
+            return found[:limit]
+
+        return await self._call("page", work)
+
+    async def delete(self, session_id: str, owner: str) -> None:
+        """Forgets a session. NOT_FOUND as in `get`."""
+        await self.get(session_id, owner)
+
+        async def work() -> None:
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.delete(
+                _session_key(session_id),
+                _turns_key(session_id),
+                _lease_key(session_id),
+                _embeddings_key(session_id),
+            )
+            pipeline.zrem(_owner_key(owner), session_id)
+            await pipeline.execute()
+
+        await self._call("delete", work)
+
+    # --- the stream that has the session
+
+    async def acquire(self, session_id: str, stream_id: str, *, take_over: bool) -> None:
+        """Takes the lease. ABORTED if another stream has it and `take_over` is false."""
+
+        async def work() -> bool:
+            taken = await self._redis.set(
+                _lease_key(session_id),
+                stream_id,
+                px=int(LEASE_SECONDS * 1000),
+                nx=not take_over,
+            )
+            return bool(taken)
+
+        if not await self._call("acquire", work):
+            raise aborted(
+                f"session {session_id} is used by another stream; end that one, or set take_over",
+                reason="SESSION_BUSY",
+            )
+
+    async def refresh(self, session_id: str, stream_id: str) -> None:
+        """Keeps the lease and the session alive. ABORTED once the lease is another stream's."""
+        code = await self._call(
+            "refresh",
+            lambda: self._refresh(
+                keys=[_lease_key(session_id), _session_key(session_id), _turns_key(session_id)],
+                args=[stream_id, int(LEASE_SECONDS * 1000), self._ttl],
+            ),
+        )
+        _check(code, session_id)
+
+    async def release(self, session_id: str, stream_id: str) -> None:
+        """Gives the lease back, if it is still this stream's."""
+        await self._call(
+            "release", lambda: self._release(keys=[_lease_key(session_id)], args=[stream_id])
+        )
+
+    # --- writes of the conversation
+
+    async def put_turn(self, session_id: str, stream_id: str, turn: StoredTurn) -> None:
+        """Writes a turn, new or changed. ABORTED if the stream has lost the session."""
+        code = await self._call(
+            "put_turn",
+            lambda: self._put_turn(
+                keys=[_lease_key(session_id), _session_key(session_id), _turns_key(session_id)],
+                args=[
+                    stream_id,
+                    self._ttl,
+                    repr(time.time()),
+                    turn.index,
+                    json.dumps(asdict(turn)),
+                ],
+            ),
+        )
+        _check(code, session_id)
+
+    async def drop_turn(self, session_id: str, stream_id: str, index: int) -> None:
+        """Removes a turn of which nothing was heard. ABORTED as in `put_turn`."""
+        code = await self._call(
+            "drop_turn",
+            lambda: self._drop_turn(
+                keys=[_lease_key(session_id), _session_key(session_id), _turns_key(session_id)],
+                args=[stream_id, index],
+            ),
+        )
+        _check(code, session_id)
+
+    async def next_epoch(self, session_id: str, llm_replica: str) -> int:
+        """Counts the epoch up and notes which replica of the LLM is about to hold the cache."""
+
+        async def work() -> int:
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.hincrby(_session_key(session_id), "epoch", 1)
+            pipeline.hset(_session_key(session_id), "llm_replica", llm_replica)
+            pipeline.expire(_session_key(session_id), self._ttl)
+            epoch, *_ = await pipeline.execute()
+            return int(epoch)
+
+        return await self._call("next_epoch", work)
+
+    async def push_embeddings(self, session_id: str, rows: bytes) -> None:
+        """Appends speech embeddings of the user's open turn; they expire soon."""
+
+        async def work() -> None:
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.rpush(_embeddings_key(session_id), rows)
+            pipeline.expire(_embeddings_key(session_id), EMBEDDINGS_SECONDS)
+            await pipeline.execute()
+
+        await self._call("push_embeddings", work)
+
+    async def embeddings(self, session_id: str) -> list[bytes]:
+        """Speech embeddings of the turn that was open when the last stream ended."""
+
+        async def work() -> list[bytes]:
+            rows: Any = await self._redis.lrange(_embeddings_key(session_id), 0, -1)
+            return list(rows)
+
+        return await self._call("embeddings", work)
+
+    async def clear_embeddings(self, session_id: str) -> None:
+        """Forgets the speech embeddings: their turn has its text."""
+        await self._call(
+            "clear_embeddings", lambda: self._redis.delete(_embeddings_key(session_id))
+        )
+
+    # --- helpers
+
+    async def _forget_expired(self, owner_key: str) -> int:
+        ids: Any = await self._redis.zrange(owner_key, 0, -1)
+        pipeline = self._redis.pipeline(transaction=False)
+        for session_id in ids:
+            pipeline.exists(_session_key(session_id.decode()))
+        present = await pipeline.execute()
+        gone = [session_id for session_id, alive in zip(ids, present, strict=True) if not alive]
+        if gone:
+            await self._redis.zrem(owner_key, *gone)
+        return len(gone)
+
+    async def _call(self, operation: str, work: Callable[[], Awaitable[Result]]) -> Result:
+        give_up = time.monotonic() + self._deadline
+        while True:
+            try:
+                with metrics.redis_call(operation):
+                    return await work()
+            except (ConnectionError, TimeoutError, BusyLoadingError, OSError) as error:
+                if time.monotonic() + _RETRY_SECONDS > give_up:
+                    raise unavailable(
+                        f"the session store did not answer within {self._deadline:g} s: {error}",
+                        reason="STORE_UNAVAILABLE",
+                        retry_after_seconds=1,
+                    ) from None
+            except RedisError as error:
+                raise unavailable(
+                    f"the session store refused {operation}: {error}", reason="STORE_REFUSED"
+                ) from error
+            await asyncio.sleep(_RETRY_SECONDS)
+
+
+def _check(code: Any, session_id: str) -> None:
+    if code == 0:
+        raise aborted(
+            f"session {session_id} was taken over by another stream", reason="SESSION_TAKEN_OVER"
+        )
+    if code == -1:
+        raise aborted(f"session {session_id} was deleted", reason="SESSION_DELETED")
+
+
+def _session(session_id: str, fields: dict[bytes, bytes], *, expires: float) -> StoredSession:
+    return StoredSession(
+        session_id=session_id,
+        owner=fields[b"owner"].decode(),
+        settings=Settings(**json.loads(fields[b"settings"])),
+        created=float(fields[b"created"]),
+        updated=float(fields[b"updated"]),
+        expires=expires,
+        epoch=int(fields.get(b"epoch", b"0")),
+        llm_replica=fields.get(b"llm_replica", b"").decode(),
+    )
+
+
+def _session_key(session_id: str) -> str:
+    return f"minmo:session:{session_id}"
+
+
+def _turns_key(session_id: str) -> str:
+    return f"minmo:session:{session_id}:turns"
+
+
+def _lease_key(session_id: str) -> str:
+    return f"minmo:session:{session_id}:lease"
+
+
+def _embeddings_key(session_id: str) -> str:
+    return f"minmo:session:{session_id}:embeddings"
+
+
+def _owner_key(owner: str) -> str:
+    return f"minmo:owner:{owner}"

@@ -1,0 +1,259 @@
+"""Who has the floor: the decisions of a conversation, without any I/O.
+
+`TurnTaking` answers the two questions of full duplex (DESIGN: assistant turn-taking and user
+turn-taking). `SilenceTurnTaking` answers them from voice activity alone; the full-duplex predictor
+answers them from the LLM's hidden states behind the same two methods.
+
+`Floor` turns voice activity into what the conversation acts on. Its states::
+
+    QUIET --speech--> USER --answer now--> ASSISTANT --answer played--> QUIET
+                       ^                    |      ^
+                       |                 speech    | speech ended before "stop now" (back-channel)
+                       |                    v      |
+                       +----stop now---- OVERLAP --+
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+SAMPLE_RATE_HZ = 16_000
+"""Positions in the user's audio are samples at this rate."""
+
+
+def milliseconds(samples: int) -> float:
+    """Length of `samples` at 16 kHz, in milliseconds."""
+    return samples * 1000 / SAMPLE_RATE_HZ
+
+
+def samples(ms: float) -> int:
+    """Samples at 16 kHz in `ms` milliseconds."""
+    return round(ms * SAMPLE_RATE_HZ / 1000)
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Voice activity up to a position: what the encoder says after a chunk of audio.
+
+    Attributes:
+        end: samples at 16 kHz heard so far.
+        speaking: whether somebody speaks at `end`.
+        speech_start: start of the latest stretch of speech.
+        speech_end: end of the latest stretch of speech so far.
+    """
+
+    end: int
+    speaking: bool
+    speech_start: int
+    speech_end: int
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """What the full-duplex predictor says: answer now? stop now? (0 to 1 each)."""
+
+    assistant_turn: float
+    user_turn: float
+
+
+class TurnTaking(Protocol):
+    """The two decisions."""
+
+    def answer_now(self, silence_ms: float, predicted: Probabilities | None) -> bool:
+        """Assistant turn-taking: the user has been silent for `silence_ms`; is it our turn?"""
+
+    def stop_now(self, overlap_ms: float, predicted: Probabilities | None) -> bool:
+        """User turn-taking: the user has spoken over us for `overlap_ms`; do we stop?"""
+
+
+@dataclass(frozen=True)
+class SilenceTurnTaking:
+    """Answers after a silence, stops after a stretch of speech.
+
+    Attributes:
+        end_of_turn_ms: silence that ends the user's turn.
+        barge_in_ms: speech over the answer that stops it.
+    """
+
+    end_of_turn_ms: float
+    barge_in_ms: float
+
+    def answer_now(self, silence_ms: float, predicted: Probabilities | None) -> bool:
+        """True once the silence is long enough."""
+        return silence_ms >= self.end_of_turn_ms
+
+    def stop_now(self, overlap_ms: float, predicted: Probabilities | None) -> bool:
+        """True once the user has spoken long enough."""
+        return overlap_ms >= self.barge_in_ms
+
+
+class FloorState(Enum):
+    """Who has the floor."""
+
+    QUIET = auto()
+    USER = auto()
+    ASSISTANT = auto()
+    OVERLAP = auto()
+
+
+class Happened(Enum):
+    """What `Floor` found out."""
+
+    SPEECH_STARTED = auto()
+    """The user began to speak (again)."""
+    SPEECH_STOPPED = auto()
+    """The user fell silent."""
+    PAUSE = auto()
+    """The silence is long enough to look at what was said so far."""
+    TURN_ENDED = auto()
+    """The user's turn has ended: answer now."""
+    TURN_TOO_LONG = auto()
+    """The user's turn reached the limit: answer now, although they go on."""
+    BARGE_IN = auto()
+    """The user took the floor from the assistant: stop now."""
+    BACK_CHANNEL = auto()
+    """The user spoke over the assistant, but not to take the floor."""
+
+
+@dataclass(frozen=True)
+class FloorEvent:
+    """What happened, and where in the user's audio (samples at 16 kHz).
+
+    `start` and `end` enclose the user's turn so far for PAUSE, TURN_ENDED and TURN_TOO_LONG, the
+    latest stretch of speech for the others.
+    """
+
+    what: Happened
+    start: int
+    end: int
+
+
+class Floor:
+    """Follows voice activity and the assistant's speech; says what it means.
+
+    Args:
+        turn_taking: the two decisions.
+        pause_ms: silence after which PAUSE is reported, once a stretch of speech.
+        max_turn_ms: longest turn of the user.
+    """
+
+    def __init__(self, turn_taking: TurnTaking, *, pause_ms: float, max_turn_ms: float) -> None:
+        self._turn_taking = turn_taking
+        self._pause_ms = pause_ms
+        self._max_turn_ms = max_turn_ms
+        self._state = FloorState.QUIET
+        self._speaking = False
+        self._pause_reported = True
+        self._turn_start = 0
+        self._overlap_start = 0
+        self._last = Activity(0, False, 0, 0)
+
+    @property
+    def state(self) -> FloorState:
+        """Who has the floor now."""
+        return self._state
+
+    @property
+    def turn_start(self) -> int:
+        """Where the user's turn began, in samples at 16 kHz."""
+        return self._turn_start
+
+    @property
+    def last(self) -> Activity:
+        """The latest voice activity."""
+        return self._last
+
+    def assistant_starts(self) -> None:
+        """The assistant takes the floor: it thinks or speaks."""
+        self._give_to_assistant()
+
+    def assistant_ends(self) -> None:
+        """The assistant gives the floor back. A user who speaks over it goes on with a turn."""
+        if self._state is FloorState.OVERLAP:
+            self._state = FloorState.USER
+        elif self._state is FloorState.ASSISTANT:
+            self._state = FloorState.QUIET
+
+    def hear(self, activity: Activity, predicted: Probabilities | None = None) -> list[FloorEvent]:
+        """What voice activity (and the predictor, if there is one) means.
+
+        Activity that is not newer than the last one is ignored: it comes again when an encoder
+        is replaced.
+        """
+        if activity.end <= self._last.end:
+            return []
+        self._last = activity
+        events: list[FloorEvent] = []
+        if activity.speaking and not self._speaking:
+            events += self._speech_starts(activity)
+        elif self._speaking and not activity.speaking:
+            self._speaking = False
+            events.append(self._event(Happened.SPEECH_STOPPED))
+            if self._state is FloorState.OVERLAP:
+                self._state = FloorState.ASSISTANT
+                events.append(self._event(Happened.BACK_CHANNEL))
+        if self._state is FloorState.OVERLAP:
+            overlap_ms = milliseconds(activity.speech_end - self._overlap_start)
+            if self._turn_taking.stop_now(overlap_ms, predicted):
+                self._state = FloorState.USER
+                events.append(self._event(Happened.BARGE_IN))
+        elif self._state is FloorState.USER:
+            events += self._user_has_floor(activity, predicted)
+        return events
+
+    def silence(self) -> list[FloorEvent]:
+        """No audio comes any more (the stream ended, the microphone is off): silence, at once."""
+        events: list[FloorEvent] = []
+        if self._speaking:
+            self._speaking = False
+            events.append(self._event(Happened.SPEECH_STOPPED))
+            if self._state is FloorState.OVERLAP:
+                self._state = FloorState.ASSISTANT
+                events.append(self._event(Happened.BACK_CHANNEL))
+        if self._state is FloorState.USER:
+            if not self._pause_reported:
+                self._pause_reported = True
+                events.append(self._event(Happened.PAUSE))
+            events.append(self._event(Happened.TURN_ENDED))
+            self._give_to_assistant()
+        return events
+
+    def _speech_starts(self, activity: Activity) -> list[FloorEvent]:
+        self._speaking = True
+        self._pause_reported = False
+        if self._state is FloorState.QUIET:
+            self._state = FloorState.USER
+            self._turn_start = activity.speech_start
+        elif self._state is FloorState.ASSISTANT:
+            self._state = FloorState.OVERLAP
+            self._turn_start = self._overlap_start = activity.speech_start
+        return [self._event(Happened.SPEECH_STARTED)]
+
+    def _user_has_floor(
+        self, activity: Activity, predicted: Probabilities | None
+    ) -> list[FloorEvent]:
+        events: list[FloorEvent] = []
+        silence_ms = 0.0
+        if not self._speaking:
+            silence_ms = milliseconds(activity.end - activity.speech_end)
+            if silence_ms >= self._pause_ms and not self._pause_reported:
+                self._pause_reported = True
+                events.append(self._event(Happened.PAUSE))
+        if not self._speaking and self._turn_taking.answer_now(silence_ms, predicted):
+            events.append(self._event(Happened.TURN_ENDED))
+            self._give_to_assistant()
+        elif milliseconds(activity.end - self._turn_start) >= self._max_turn_ms:
+            events.append(self._event(Happened.TURN_TOO_LONG))
+            self._give_to_assistant()
+        return events
+
+    def _give_to_assistant(self) -> None:
+        self._state = FloorState.OVERLAP if self._speaking else FloorState.ASSISTANT
+        self._turn_start = self._overlap_start = self._last.end
+
+    def _event(self, what: Happened) -> FloorEvent:
+        whole_turn = what in (Happened.PAUSE, Happened.TURN_ENDED, Happened.TURN_TOO_LONG)
+        start = self._turn_start if whole_turn else self._last.speech_start
+        return FloorEvent(what, start, max(start, self._last.speech_end))

@@ -1,0 +1,413 @@
+"""One utterance of the assistant, from its first token to its last sample heard.
+
+The LLM's tokens go to the voice decoder as they come, its audio to the client as it comes. A voice
+decoder that is lost is replaced: the next one goes on after the last mark whose audio was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+import grpc
+import structlog
+
+from minmo.rpc import metrics
+from minmo.rpc.errors import StatusError, parse, unavailable
+from minmo.rpc.metadata import call_metadata
+from minmo.v1 import common_pb2, llm_pb2, voice_decoder_pb2
+from minmo.v1.voice_decoder_pb2_grpc import VoiceDecoderServiceStub
+from services.orchestrator.mind import Context, Sampling
+from services.orchestrator.waterfall import Waterfall
+
+if TYPE_CHECKING:
+    from minmo.v1.voice_decoder_pb2_grpc import VoiceDecoderServiceAsyncStub
+
+log = structlog.get_logger()
+
+FIRST_TEXT_TOKENS = 5
+"""Text tokens of a group (paper, section 3.1): the latency model waits for so many."""
+_TOKENS_A_MESSAGE = 64
+_BACKOFF_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8)
+_LATE_PLAYBACK_SECONDS = 2.0
+_RETRIED = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+class UtteranceState(Enum):
+    """The life of an utterance."""
+
+    THINKING = auto()
+    """No audio yet."""
+    SPEAKING = auto()
+    """Audio is being sent."""
+    SENT = auto()
+    """All audio was sent; it is being played."""
+    HEARD = auto()
+    """Played to its end."""
+    STOPPED = auto()
+    """Interrupted, or it failed."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How to speak, and where."""
+
+    channel: grpc.aio.Channel
+    audio_format: common_pb2.AudioFormat
+    name: str
+    instruct: str
+    deadline_seconds: float
+    reads_hidden_states: bool
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A piece of the utterance's audio; `first_sample` counts from its start."""
+
+    first_sample: int
+    data: bytes
+    marks: list[common_pb2.Mark]
+    final: bool = False
+
+
+class Utterance:
+    """An answer that is being made, sent and heard.
+
+    Args:
+        utterance_id: names it to the client.
+        session_id: for the logs of the other services.
+        voice: how to speak.
+        reports_playback: whether the client tells how far it has played.
+        on_token: gets every token's number and text.
+        on_audio: gets every piece of audio.
+        on_outage: told True when the voice decoder was lost, False when it is back.
+        waterfall: gets the hops of this utterance.
+    """
+
+    def __init__(
+        self,
+        utterance_id: str,
+        session_id: str,
+        voice: Voice,
+        *,
+        reports_playback: bool,
+        on_token: Callable[[int, str], Awaitable[None]],
+        on_audio: Callable[[Audio], Awaitable[None]],
+        on_outage: Callable[[bool], Awaitable[None]],
+        waterfall: Waterfall,
+    ) -> None:
+        self.utterance_id = utterance_id
+        self.state = UtteranceState.THINKING
+        self.waterfall = waterfall
+        self.voice_compute_ms = 0.0
+        self.unspoken_reason = ""
+        self.generate_seconds = 0.0
+        self._session_id = session_id
+        self._voice = voice
+        self._reports_playback = reports_playback
+        self._on_token = on_token
+        self._on_audio = on_audio
+        self._on_outage = on_outage
+        self._stub: VoiceDecoderServiceAsyncStub = VoiceDecoderServiceStub(voice.channel)
+        width = 4 if voice.audio_format.encoding == common_pb2.AUDIO_ENCODING_PCM_F32LE else 2
+        self._frame_bytes = width
+        self._texts: list[str] = []
+        self._ids: list[int] = []
+        self._hidden: list[bytes] = []
+        self._marks: list[tuple[int, int]] = []
+        self._samples = 0
+        self._played = 0
+        self._thought = False
+        self._grew = asyncio.Condition()
+        self._playback_over = asyncio.Event()
+        self._progress = time.monotonic()
+
+    # --- what is known of it
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that the LLM made."""
+        return len(self._texts)
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self._texts)
+
+    @property
+    def sample_count(self) -> int:
+        """Samples sent so far."""
+        return self._samples
+
+    @property
+    def audio_ms(self) -> int:
+        """Audio that was heard, in milliseconds."""
+        return round(self._heard_samples() * 1000 / self._voice.audio_format.sample_rate_hz)
+
+    def heard_tokens(self) -> int:
+        """Tokens that the user has heard."""
+        if self.state is UtteranceState.HEARD:
+            return self.token_count
+        heard = self._heard_samples()
+        place = bisect_right(self._marks, heard, key=lambda mark: mark[0])
+        return self._marks[place - 1][1] if place else 0
+
+    @property
+    def heard_text(self) -> str:
+        """What the user has heard."""
+        return "".join(self._texts[: self.heard_tokens()])
+
+    def played(self, samples: int, *, finished: bool) -> None:
+        """The client has played so many samples; `finished` if it will play no more."""
+        self._played = max(self._played, min(samples, self._samples))
+        if finished or (self.state is UtteranceState.SENT and self._played >= self._samples):
+            self._playback_over.set()
+
+    def assume_played(self) -> None:
+        """What was sent counts as heard: the client can report no more."""
+        self._reports_playback = False
+        self._played = self._samples
+        self._playback_over.set()
+
+    async def wait_playback_stopped(self, seconds: float) -> None:
+        """Waits until the client has told how far it played, at most `seconds`."""
+        if self._reports_playback and self._samples:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._playback_over.wait()
+            except TimeoutError:
+                log.info("no playback report", utterance=self.utterance_id)
+
+    def _heard_samples(self) -> int:
+        if self._reports_playback or self.waterfall.first_audio is None:
+            return self._played
+        elapsed = time.monotonic() - self.waterfall.first_audio
+        estimate = round(elapsed * self._voice.audio_format.sample_rate_hz)
+        return max(self._played, min(estimate, self._samples))
+
+    # --- its life
+
+    async def run(
+        self, context: Context, max_tokens: int, sampling: Sampling, query: common_pb2.FloatMatrix
+    ) -> None:
+        """Thinks, speaks, and waits until all was heard.
+
+        Cancelling it stops LLM and voice within one step.
+
+        Raises:
+            StatusError: the LLM or the voice could not be had in time.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._think(context, max_tokens, sampling))
+                group.create_task(self._speak(query))
+        except ExceptionGroup as failures:
+            self.state = UtteranceState.STOPPED
+            raise _first(failures) from None
+        except BaseException:
+            self.state = UtteranceState.STOPPED
+            raise
+        self.state = UtteranceState.SENT
+        try:
+            await self._wait_heard()
+        except BaseException:
+            self.state = UtteranceState.STOPPED
+            raise
+        self.state = UtteranceState.HEARD
+
+    async def _think(self, context: Context, max_tokens: int, sampling: Sampling) -> None:
+        began = time.monotonic()
+        first: float | None = None
+        tokens = context.generate(
+            max_tokens, sampling, hidden_states=self._voice.reads_hidden_states
+        )
+        try:
+            async for token in tokens:
+                now = time.monotonic()
+                if first is None:
+                    first = now
+                    self.waterfall.add("first_token", began, now)
+                await self._take(token)
+                if self.token_count == FIRST_TEXT_TOKENS:
+                    self.waterfall.add("first_text_to_voice", first, now)
+                await self._on_token(self.token_count - 1, token.text)
+        finally:
+            await tokens.aclose()
+        if first is not None:
+            self.generate_seconds = time.monotonic() - first
+            if self.waterfall.ended("first_text_to_voice") is None:
+                self.waterfall.add("first_text_to_voice", first)
+        async with self._grew:
+            self._thought = True
+            self._grew.notify_all()
+
+    async def _take(self, token: llm_pb2.Token) -> None:
+        async with self._grew:
+            self._ids.append(token.id)
+            self._texts.append(token.text)
+            if self._voice.reads_hidden_states:
+                self._hidden.append(token.hidden_state)
+            self._progress = time.monotonic()
+            self._grew.notify_all()
+
+    async def _speak(self, query: common_pb2.FloatMatrix) -> None:
+        lost_since: float | None = None
+        tries = 0
+        while True:
+            began = time.monotonic()
+            try:
+                await self._speak_once(query, told_lost=lost_since is not None)
+                return
+            except grpc.RpcError as failure:
+                status = parse(failure)
+            except StatusError as error:
+                status = error
+            metrics.UPSTREAM_ERRORS.labels("voice_decoder", status.code.name).inc()
+            if status.code not in _RETRIED:
+                raise status
+            now = time.monotonic()
+            if lost_since is None or self._progress > began:
+                lost_since, tries = now, 0
+                await self._on_outage(True)
+            elif now - lost_since > self._voice.deadline_seconds:
+                raise unavailable(
+                    f"the voice could not be had within {self._voice.deadline_seconds:g} s: "
+                    f"{status}",
+                    reason="VOICE_UNAVAILABLE",
+                )
+            log.warning("voice decoder lost", error=str(status))
+            await asyncio.sleep(_BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)])
+            tries += 1
+
+    async def _speak_once(self, query: common_pb2.FloatMatrix, *, told_lost: bool) -> None:
+        place = bisect_right(self._marks, self._samples, key=lambda mark: mark[0])
+        first_token = self._marks[place - 1][1] if place else 0
+        config = voice_decoder_pb2.DecodeConfig(
+            format=self._voice.audio_format,
+            voice=self._voice.name,
+            instruct=self._voice.instruct,
+            query_hidden_states=query if self._voice.reads_hidden_states else None,
+            first_token=first_token,
+            first_sample=self._samples,
+        )
+        call = self._stub.Decode(
+            self._requests(config, first_token), metadata=call_metadata(self._session_id)
+        )
+        try:
+            while True:
+                response = await self._next(call)
+                kind = response.WhichOneof("message")
+                if kind == "ready" and told_lost:
+                    await self._on_outage(False)
+                elif kind == "audio":
+                    self._progress = time.monotonic()
+                    await self._send(response.audio)
+                elif kind == "done":
+                    self.voice_compute_ms += response.done.compute_ms
+                    self.unspoken_reason = response.done.unspoken_reason
+                    await self._on_audio(Audio(self._samples, b"", [], final=True))
+                    return
+        finally:
+            call.cancel()
+
+    async def _next(
+        self,
+        call: grpc.aio.StreamStreamCall[
+            voice_decoder_pb2.DecodeRequest, voice_decoder_pb2.DecodeResponse
+        ],
+    ) -> voice_decoder_pb2.DecodeResponse:
+        """The voice's next answer; UNAVAILABLE if it is silent too long after its last token."""
+        read = asyncio.ensure_future(call.read())
+        try:
+            while True:
+                done, _ = await asyncio.wait([read], timeout=self._voice.deadline_seconds)
+                if done:
+                    break
+                if time.monotonic() - self._progress > self._voice.deadline_seconds:
+                    raise unavailable(
+                        f"the voice has not answered for {self._voice.deadline_seconds:g} s"
+                    )
+        finally:
+            read.cancel()
+        response = read.result()
+        if not isinstance(response, voice_decoder_pb2.DecodeResponse):
+            code, details = await call.code(), await call.details()
+            raise StatusError(code, details or "the voice ended early") from None
+        return response
+
+    async def _requests(
+        self, config: voice_decoder_pb2.DecodeConfig, first_token: int
+    ) -> AsyncIterator[voice_decoder_pb2.DecodeRequest]:
+        yield voice_decoder_pb2.DecodeRequest(config=config)
+        sent = first_token
+        while True:
+            async with self._grew:
+                while not (self.token_count > sent or self._thought):
+                    await self._grew.wait()
+            upto = min(self.token_count, sent + _TOKENS_A_MESSAGE)
+            if upto > sent:
+                yield voice_decoder_pb2.DecodeRequest(tokens=self._tokens(sent, upto))
+                sent = upto
+            elif self._thought:
+                yield voice_decoder_pb2.DecodeRequest(end=voice_decoder_pb2.DecodeEnd())
+                return
+
+    def _tokens(self, first: int, upto: int) -> voice_decoder_pb2.TextTokens:
+        hidden = self._hidden[first:upto]
+        return voice_decoder_pb2.TextTokens(
+            tokens=[
+                voice_decoder_pb2.TextToken(id=self._ids[place], text=self._texts[place])
+                for place in range(first, upto)
+            ],
+            hidden_states=common_pb2.FloatMatrix(
+                data=b"".join(hidden), rows=len(hidden), columns=len(hidden[0]) // 4
+            )
+            if hidden
+            else None,
+        )
+
+    async def _send(self, audio: voice_decoder_pb2.DecodedAudio) -> None:
+        if self.waterfall.first_audio is None and audio.data:
+            self.state = UtteranceState.SPEAKING
+            self.waterfall.first_audio = time.monotonic()
+            began = self.waterfall.ended("first_text_to_voice")
+            if began is None:
+                began = self.waterfall.ended("first_token")
+            if began is not None:
+                self.waterfall.add("first_audio", began)
+        self._marks += [(mark.sample, mark.token_count) for mark in audio.marks]
+        self._samples = audio.first_sample + len(audio.data) // self._frame_bytes
+        await self._on_audio(Audio(audio.first_sample, audio.data, list(audio.marks)))
+
+    async def _wait_heard(self) -> None:
+        if not self._samples or self.waterfall.first_audio is None:
+            return
+        if self._played >= self._samples:
+            return
+        rate = self._voice.audio_format.sample_rate_hz
+        remaining = self.waterfall.first_audio + self._samples / rate - time.monotonic()
+        late = _LATE_PLAYBACK_SECONDS if self._reports_playback else 0.0
+        try:
+            async with asyncio.timeout(max(0.0, remaining) + late):
+                await self._playback_over.wait()
+        except TimeoutError:
+            self._played = self._samples
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first failure in a group of (groups of) failures."""
+    failure: BaseException = failures
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure

@@ -1,0 +1,181 @@
+"""An LLM service in this process that counts instead of thinking.
+
+Its cache is a list of units a branch: one for each byte of text, each token, each role. The next
+token's id is the number of units read, so a token tells what the LLM had read when it made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+
+from minmo.v1 import llm_pb2
+from minmo.v1.llm_pb2_grpc import LlmServiceServicer, add_LlmServiceServicer_to_server
+
+
+def units_of(part: llm_pb2.PromptPart) -> list[str]:
+    kind = part.WhichOneof("part")
+    if kind == "text":
+        return list(part.text)
+    if kind == "tokens":
+        return [f"#{token}" for token in part.tokens.ids]
+    if kind == "embeddings":
+        return ["~"] * part.embeddings.rows
+    return [f"<{kind}>"]
+
+
+class FakeLlm(LlmServiceServicer):
+    """Keeps `branches`; `stop_after` tokens end an answer; `faults` are raised one by one."""
+
+    def __init__(self) -> None:
+        self.branches: dict[str, list[str]] = {}
+        self.operations: list[str] = []
+        self.stop_after = 5
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.refuse: list[str] = []
+        self.break_stream = 0
+        self.epoch = 0
+
+    def lose_cache(self) -> None:
+        self.branches.clear()
+
+    async def Run(
+        self,
+        request_iterator: AsyncIterator[llm_pb2.RunRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> AsyncIterator[llm_pb2.RunResponse]:
+        answers: asyncio.Queue[llm_pb2.RunResponse] = asyncio.Queue()
+        running: dict[str, asyncio.Task[None]] = {}
+
+        async def read() -> None:
+            async for request in request_iterator:
+                kind = str(request.WhichOneof("operation"))
+                self.operations.append(kind)
+                if kind == "cancel":
+                    running[request.cancel.operation_id].cancel()
+                    continue
+                running[request.operation_id] = asyncio.create_task(
+                    self.carry_out(request, answers)
+                )
+
+        reader = asyncio.create_task(read())
+        try:
+            while True:
+                answer = await answers.get()
+                if self.break_stream and answer.HasField("token"):
+                    self.break_stream -= 1
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the server died")
+                yield answer
+        finally:
+            reader.cancel()
+            for task in running.values():
+                task.cancel()
+
+    async def carry_out(
+        self, request: llm_pb2.RunRequest, answers: asyncio.Queue[llm_pb2.RunResponse]
+    ) -> None:
+        kind = request.WhichOneof("operation")
+        answer = llm_pb2.RunResponse(
+            operation_id=request.operation_id, branch=request.branch, replica_id="fake"
+        )
+
+        def fail(reason: str) -> None:
+            answer.error.CopyFrom(
+                llm_pb2.OperationError(code=9, reason=reason, message=f"{kind}: {reason}")
+            )
+            answers.put_nowait(answer)
+
+        if request.epoch < self.epoch:
+            return fail("STALE_EPOCH")
+        self.epoch = request.epoch
+        if self.refuse:
+            return fail(self.refuse.pop())
+        cache = self.branches.get(request.branch)
+        if kind == "close":
+            self.branches.pop(request.branch, None)
+            answer.branch_done.position = 0
+        elif kind == "prefill":
+            if cache is None and request.prefill.position:
+                return fail("CACHE_LOST")
+            cache = self.branches.setdefault(request.branch, [])
+            if len(cache) != request.prefill.position:
+                return fail("WRONG_POSITION")
+            for part in request.prefill.parts:
+                cache += units_of(part)
+                answer.prefill_done.part_positions.append(len(cache))
+            answer.prefill_done.position = len(cache)
+        elif kind == "fork":
+            source = self.branches.get(request.fork.source)
+            if source is None:
+                return fail("CACHE_LOST")
+            self.branches[request.branch] = source[: request.fork.position]
+            answer.branch_done.position = request.fork.position
+        elif kind == "truncate":
+            if cache is None:
+                return fail("CACHE_LOST")
+            del cache[request.truncate.position :]
+            answer.branch_done.position = len(cache)
+        elif kind == "generate":
+            if cache is None:
+                return fail("CACHE_LOST")
+            if len(cache) != request.generate.position:
+                return fail("WRONG_POSITION")
+            await self.generate(request, cache, answers)
+            return None
+        answers.put_nowait(answer)
+        return None
+
+    async def generate(
+        self,
+        request: llm_pb2.RunRequest,
+        cache: list[str],
+        answers: asyncio.Queue[llm_pb2.RunResponse],
+    ) -> None:
+        made = last = 0
+        reason = llm_pb2.FINISH_REASON_STOP
+        try:
+            while made < min(self.stop_after, request.generate.max_tokens):
+                await self.gate.wait()
+                await asyncio.sleep(0)
+                if made:
+                    cache.append(f"#{last}")
+                last = len(cache)
+                token = llm_pb2.Token(index=made, id=last, text=f" {last}")
+                answers.put_nowait(
+                    llm_pb2.RunResponse(operation_id=request.operation_id, token=token)
+                )
+                made += 1
+            cache.append(f"#{last}")
+        except asyncio.CancelledError:
+            reason = llm_pb2.FINISH_REASON_CANCELLED
+        answers.put_nowait(
+            llm_pb2.RunResponse(
+                operation_id=request.operation_id,
+                generate_done=llm_pb2.GenerateDone(
+                    reason=reason, token_count=made, position=len(cache)
+                ),
+            )
+        )
+
+    async def GetModel(
+        self, request: llm_pb2.GetModelRequest, context: grpc.aio.ServicerContext
+    ) -> llm_pb2.GetModelResponse:
+        return llm_pb2.GetModelResponse(width=4, context_length=100, slots=4, replica_id="fake")
+
+
+@asynccontextmanager
+async def served(llm: FakeLlm) -> AsyncIterator[grpc.aio.Channel]:
+    """The service on a port of this machine, and a channel to it."""
+    server = grpc.aio.server()
+    add_LlmServiceServicer_to_server(llm, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield channel
+    finally:
+        await server.stop(0)
