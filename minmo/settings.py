@@ -60,6 +60,12 @@ def _check_token(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _check_tokens(secret: SecretStr) -> SecretStr:
+    if not all(secret.get_secret_value().split(",")):
+        raise ValueError("one of the tokens is empty: give one, or several with a comma between")
+    return secret
+
+
 def _check_new_file(path: Path) -> Path:
     if not path.absolute().parent.is_dir():
         raise ValueError("its folder does not exist")
@@ -69,6 +75,7 @@ def _check_new_file(path: Path) -> Path:
 Address = Annotated[str, AfterValidator(_check_address)]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 Token = Annotated[SecretStr, AfterValidator(_check_token)]
+Tokens = Annotated[Token, AfterValidator(_check_tokens)]
 NewFile = Annotated[Path, AfterValidator(_check_new_file)]
 
 
@@ -99,8 +106,10 @@ class ServiceSettings(BaseSettings):
         description="port of Prometheus' /metrics; 0 takes a free one, -1 turns it off",
     )
     threads: int = Field(1, ge=1, le=256, description="threads that computation may use")
-    token: Token | None = Field(
-        None, description="API token that callers must send; prefer the environment variable"
+    token: Tokens | None = Field(
+        None,
+        description="API token that callers must send, or several separated by commas, whose "
+        "sessions are then kept apart; prefer the environment variable",
     )
     tls_cert: FilePath | None = Field(None, description="PEM certificate chain; turns TLS on")
     tls_key: FilePath | None = Field(None, description="PEM private key of --tls-cert")
@@ -130,6 +139,11 @@ class ServiceSettings(BaseSettings):
     ready_file: NewFile | None = Field(
         None, description="file that gets name, pid and addresses as JSON once the service is ready"
     )
+
+    @property
+    def tokens(self) -> list[str]:
+        """The API tokens; none lets everybody in."""
+        return self.token.get_secret_value().split(",") if self.token else []
 
     @model_validator(mode="after")
     def _tls_is_complete(self) -> Self:
@@ -228,6 +242,9 @@ class EncoderSettings(ServiceSettings):
     idle_deadline_seconds: float = Field(
         600.0, gt=0, le=86_400, description="longest wait for the next message of a stream"
     )
+    read_deadline_seconds: float = Field(
+        10.0, gt=0, le=3600, description="longest wait for a caller who does not read answers"
+    )
     vad_threshold: float = Field(
         0.5, gt=0, lt=1, description="probability from which a frame counts as speech"
     )
@@ -246,12 +263,42 @@ class LlmSettings(ServiceSettings):
     )
 
 
+class LlmModelSettings(BaseSettings):
+    """The LLM inside Triton; environment variables only, as in ``MINMO_LLM_SLOTS=32``."""
+
+    model_config = SettingsConfigDict(env_prefix=f"{ENV_PREFIX}LLM_", extra="ignore", frozen=True)
+
+    preset: str = Field("mini", min_length=1, description="preset whose LLM is loaded")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number type of weights and cache; auto takes the faster one"
+    )
+    slots: int = Field(16, ge=1, le=4096, description="branches that are held at once")
+    context: int = Field(2048, ge=16, le=131_072, description="positions that a branch can hold")
+    threads: int = Field(1, ge=1, le=256, description="threads that computation may use")
+    max_tokens: int = Field(1024, ge=1, le=131_072, description="longest generation")
+    max_pending: int = Field(
+        256, ge=1, le=100_000, description="operations that may wait or run at once"
+    )
+    idle_seconds: float = Field(
+        600.0, gt=0, le=86_400, description="time after which an unused session's cache is freed"
+    )
+
+
 class VoiceDecoderSettings(ServiceSettings):
     """The voice decoder: text tokens and hidden states in, PCM out."""
 
     preset: str = Field("mini", min_length=1, description="preset whose voice is loaded")
     max_text_characters: int = Field(
         2000, ge=1, le=100_000, description="longest text of one utterance"
+    )
+    config_deadline_seconds: float = Field(
+        10.0, gt=0, le=3600, description="longest wait for the configuration of a stream"
+    )
+    text_deadline_seconds: float = Field(
+        60.0, gt=0, le=3600, description="longest wait for a stream's next tokens or their end"
+    )
+    reader_deadline_seconds: float = Field(
+        60.0, gt=0, le=3600, description="longest time that a caller may leave audio unread"
     )
 
 

@@ -12,7 +12,7 @@ import hmac
 import inspect
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -64,15 +64,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     Args:
         readiness: calls are refused with UNAVAILABLE before it has started and while it drains.
         limits: calls over them are refused with RESOURCE_EXHAUSTED.
-        token: what callers send as ``authorization: Bearer TOKEN``; None lets everybody in.
+        tokens: any of these lets a caller in that sends ``authorization: Bearer TOKEN``; none
+            lets everybody in.
     """
 
     def __init__(
-        self, readiness: health.Readiness, limits: Limits, token: str | None = None
+        self, readiness: health.Readiness, limits: Limits, tokens: Sequence[str] = ()
     ) -> None:
         self._readiness = readiness
         self._limits = limits
-        self._authorization = None if token is None else bearer(token).encode()
+        self._authorizations = [bearer(token).encode() for token in tokens]
         self._running: set[_Call] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -192,7 +193,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
 
     def _authenticate(self, headers: dict[str, str | bytes]) -> None:
-        if self._authorization is None:
+        if not self._authorizations:
             return
         sent = headers.get(AUTHORIZATION_KEY)
         if sent is None:
@@ -201,8 +202,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 reason="TOKEN_MISSING",
             )
         given = sent if isinstance(sent, bytes) else sent.encode()
-        if not hmac.compare_digest(given, self._authorization):
-            raise unauthenticated("the API token is not the one of this server", reason="TOKEN_BAD")
+        matches = [hmac.compare_digest(given, known) for known in self._authorizations]
+        if not any(matches):
+            raise unauthenticated("the API token is not one of this server", reason="TOKEN_BAD")
 
     @contextmanager
     def _counted(self, call: _Call) -> Iterator[None]:

@@ -123,6 +123,11 @@ VOICE_REAL_TIME_FACTOR = Histogram(
     "Compute time over audio time of one chunk of speech made.",
     buckets=_REAL_TIME_FACTOR_BUCKETS,
 )
+VOICE_FIRST_AUDIO = Histogram(
+    "minmo_voice_first_audio_seconds",
+    "Time from the first token of an utterance reaching the voice decoder to its first audio.",
+    buckets=_HOP_BUCKETS,
+)
 ENCODER_AUDIO = Counter("minmo_encoder_audio_seconds_total", "Audio that the encoder read.")
 ENCODER_REAL_TIME_FACTOR = Histogram(
     "minmo_encoder_real_time_factor",

@@ -154,7 +154,7 @@ class _Process:
         interceptor = CallInterceptor(
             readiness,
             Limits(settings.max_streams, settings.max_unary_calls),
-            settings.token.get_secret_value() if settings.token else None,
+            settings.tokens,
         )
         server = _make_server(settings, interceptor)
         names = list(service.register(server))

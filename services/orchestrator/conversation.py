@@ -54,6 +54,7 @@ _EVENTS_LIMIT = 1024
 _LEASE_REFRESH_SECONDS = 1.5
 _MICROPHONE_OFF_SECONDS = 0.3
 _DRAIN_SECONDS = 10.0
+_VANISH_SECONDS = 0.1
 _END_SECONDS = 5.0
 
 
@@ -273,6 +274,8 @@ class Conversation:
                     )
                 case _:
                     await self._events.put(request)
+        # A client that vanishes ends its requests too, an instant before the call is cancelled.
+        await asyncio.sleep(_VANISH_SECONDS)
         await self._events.put(_ClientClosed())
 
     async def _keep_lease(self) -> None:

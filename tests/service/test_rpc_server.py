@@ -151,7 +151,7 @@ async def health(connection: grpc.aio.Channel, service: str = "") -> Any:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_SECONDS):
-        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - another process
+        while not await asyncio.to_thread(condition):
             await asyncio.sleep(0.02)
 
 
@@ -238,6 +238,17 @@ async def test_a_call_without_the_token_is_unauthenticated(
         assert parse(error).reason == reason
         assert TOKEN not in describe(error)
     assert TOKEN not in echo.log()
+
+
+async def test_any_of_several_tokens_lets_a_caller_in(start: Start) -> None:
+    process = start("--token", "one,two").ready()
+    for token in ("one", "two"):
+        async with channel(process.address, token=token) as connection:
+            assert await call(connection, "Echo") is not None
+    for token in ("one,two", ""):
+        async with channel(process.address, token=token) as connection:
+            with pytest.raises(grpc.aio.AioRpcError, match="TOKEN_BAD|not one of this server"):
+                await call(connection, "Echo")
 
 
 async def test_streams_work_with_a_token_in_both_styles(connection: grpc.aio.Channel) -> None:
