@@ -5,8 +5,10 @@ Run by `pip install` (see setup.py) and by `make protos`. The generated package 
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
+import tempfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,9 +22,18 @@ def generate(root: Path = ROOT) -> Path:
     protos = root / "protos"
     package = root / "minmo" / "v1"
     sources = sorted(protos.glob("minmo/v1/*.proto"))
-    shutil.rmtree(package, ignore_errors=True)
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text('"""Generated from protos/minmo/v1. Do not edit."""\n')
+    # Made beside and put in place at once: a failure leaves what was there.
+    with tempfile.TemporaryDirectory(dir=root / "minmo") as folder:
+        made = Path(folder)
+        _compile(protos, sources, made)
+        code = made / "minmo" / "v1"
+        (code / "__init__.py").write_text('"""Generated from protos/minmo/v1. Do not edit."""\n')
+        shutil.rmtree(package, ignore_errors=True)
+        code.rename(package)
+    return package
+
+
+def _compile(protos: Path, sources: list[Path], root: Path) -> None:
     arguments = [
         "protoc",
         f"-I{protos}",
@@ -31,14 +42,12 @@ def generate(root: Path = ROOT) -> Path:
         f"--grpc_python_out={root}",
     ]
     # The typed stubs are for the type checker alone: a plain installation does without.
-    bin_folder = Path(sys.executable).parent
-    for plugin in ("mypy", "mypy_grpc"):
-        executable = bin_folder / f"protoc-gen-{plugin}"
-        if executable.exists():
+    if importlib.util.find_spec("mypy_protobuf") is not None:
+        for plugin in ("mypy", "mypy_grpc"):
+            executable = Path(sys.executable).parent / f"protoc-gen-{plugin}"
             arguments += [f"--plugin={executable}", f"--{plugin}_out=quiet:{root}"]
     if protoc.main(arguments + [str(source) for source in sources]) != 0:
         raise RuntimeError(f"protoc could not compile {protos}; its message is above")
-    return package
 
 
 if __name__ == "__main__":
