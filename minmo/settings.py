@@ -259,7 +259,13 @@ class LlmSettings(ServiceSettings):
     preset: str = Field("mini", min_length=1, description="preset whose LLM Triton hosts")
     triton_address: Address = Field("127.0.0.1:8001", description="gRPC address of Triton")
     request_deadline_seconds: float = Field(
-        60.0, gt=0, le=3600, description="longest time that one request to Triton may take"
+        60.0, gt=0, le=3600, description="longest wait for Triton while operations run"
+    )
+    max_operations: int = Field(
+        128, ge=1, le=100_000, description="operations of one stream that run at the same time"
+    )
+    max_text_characters: int = Field(
+        20_000, ge=1, le=1_000_000, description="longest text of one part of a prompt"
     )
 
 

@@ -1,0 +1,1 @@
+"""Batched streaming inference: slots, caches, schedulers."""

@@ -1,0 +1,1 @@
+"""The voice decoder as a service."""
