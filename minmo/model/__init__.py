@@ -1,0 +1,1 @@
+"""The network: pure PyTorch, no I/O."""
