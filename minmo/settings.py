@@ -129,6 +129,9 @@ class ServiceSettings(BaseSettings):
         le=3600,
         description="time between pings to a silent peer, and time to wait for its answer",
     )
+    read_deadline_seconds: float = Field(
+        10.0, gt=0, le=3600, description="longest wait for a caller that does not read answers"
+    )
     drain_seconds: float = Field(
         10.0, ge=0, le=3600, description="time that running calls have to end after SIGTERM"
     )
@@ -242,9 +245,6 @@ class EncoderSettings(ServiceSettings):
     idle_deadline_seconds: float = Field(
         600.0, gt=0, le=86_400, description="longest wait for the next message of a stream"
     )
-    read_deadline_seconds: float = Field(
-        10.0, gt=0, le=3600, description="longest wait for a caller who does not read answers"
-    )
     vad_threshold: float = Field(
         0.5, gt=0, lt=1, description="probability from which a frame counts as speech"
     )
@@ -303,7 +303,7 @@ class VoiceDecoderSettings(ServiceSettings):
     text_deadline_seconds: float = Field(
         60.0, gt=0, le=3600, description="longest wait for a stream's next tokens or their end"
     )
-    reader_deadline_seconds: float = Field(
+    read_deadline_seconds: float = Field(
         60.0, gt=0, le=3600, description="longest time that a caller may leave audio unread"
     )
 
@@ -354,9 +354,6 @@ class OrchestratorSettings(UpstreamSettings):
     )
     store_deadline_seconds: float = Field(
         15.0, gt=0, le=3600, description="longest wait for Redis, a restart of it included"
-    )
-    client_deadline_seconds: float = Field(
-        10.0, gt=0, le=3600, description="longest wait for a client that does not read"
     )
     config_deadline_seconds: float = Field(
         10.0, gt=0, le=3600, description="longest wait for the first message of a stream"

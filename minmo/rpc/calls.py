@@ -30,6 +30,7 @@ from minmo.rpc.errors import (
     unavailable,
 )
 from minmo.rpc.metadata import AUTHORIZATION_KEY, SESSION_KEY, TURN_KEY, bearer
+from minmo.rpc.writing import write_within
 
 _PASS_BY = (f"/{health.SERVICE_NAME}/", "/grpc.reflection.")
 _MAX_LOGGED_CHARACTERS = 64
@@ -43,10 +44,12 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    """How many calls may run in this process at the same time."""
+    """How many calls may run in this process at the same time, and how slow callers may be."""
 
     streams: int
     unary_calls: int
+    read_seconds: float
+    """How long a caller may leave an answer of a stream unread."""
 
 
 @dataclass(eq=False)
@@ -139,7 +142,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             try:
                 self._admit(call, headers)
                 with self._counted(call):
-                    result = await _respond(behaviour, request, context)
+                    result = await self._respond(behaviour, request, context)
                 code = _code_set_by_handler(context) or grpc.StatusCode.OK
                 return result
             except grpc.aio.AbortError:
@@ -206,6 +209,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if not any(matches):
             raise unauthenticated("the API token is not one of this server", reason="TOKEN_BAD")
 
+    async def _respond(self, behaviour: Any, request: Any, context: _Context) -> Any:
+        """Runs a handler, whether it returns its response, yields responses, or writes them."""
+        outcome = behaviour(request, context)
+        if inspect.isasyncgen(outcome):
+            # Closing it here, not when it is collected, ends the handler's work with the call.
+            async with aclosing(outcome) as responses:
+                async for response in responses:
+                    await write_within(self._limits.read_seconds, context.write, response)
+            return None
+        if not inspect.isawaitable(outcome):
+            raise TypeError(f"{behaviour!r} must be a coroutine or an asynchronous generator")
+        return await outcome
+
     @contextmanager
     def _counted(self, call: _Call) -> Iterator[None]:
         self._running.add(call)
@@ -220,20 +236,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 metrics.STREAMS.dec()
             if not self._running:
                 self._idle.set()
-
-
-async def _respond(behaviour: Any, request: Any, context: _Context) -> Any:
-    """Runs a handler, whether it returns its response, yields responses, or writes them."""
-    outcome = behaviour(request, context)
-    if inspect.isasyncgen(outcome):
-        # Closing it here, not when it is collected, ends the handler's work with the call.
-        async with aclosing(outcome) as responses:
-            async for response in responses:
-                await context.write(response)
-        return None
-    if not inspect.isawaitable(outcome):
-        raise TypeError(f"{behaviour!r} must be a coroutine or an asynchronous generator")
-    return await outcome
 
 
 def _hidden(error: Exception) -> StatusError:

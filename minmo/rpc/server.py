@@ -153,7 +153,7 @@ class _Process:
         readiness = service.readiness if isinstance(service, ReportsReadiness) else Readiness()
         interceptor = CallInterceptor(
             readiness,
-            Limits(settings.max_streams, settings.max_unary_calls),
+            Limits(settings.max_streams, settings.max_unary_calls, settings.read_deadline_seconds),
             settings.tokens,
         )
         server = _make_server(settings, interceptor)

@@ -9,7 +9,6 @@ from contextlib import aclosing
 
 import grpc
 
-from minmo.rpc.errors import resource_exhausted
 from minmo.rpc.server import StartError
 from minmo.settings import EncoderSettings
 from minmo.v1 import encoder_pb2, encoder_pb2_grpc
@@ -70,23 +69,13 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self._compute = compute
         self._listening = listening
 
-    async def Encode(  # type: ignore[override]  # noqa: N802
+    async def Encode(  # noqa: N802
         self,
         request_iterator: AsyncIterator[encoder_pb2.EncodeRequest],
         context: grpc.aio.ServicerContext[encoder_pb2.EncodeRequest, encoder_pb2.EncodeResponse],
-    ) -> None:
+    ) -> AsyncIterator[encoder_pb2.EncodeResponse]:
         """Listens to one audio stream; the proto says how."""
         stream = EncodeStream(self._settings, self.models, self._compute, self._listening)
-        seconds = self._settings.read_deadline_seconds
         async with aclosing(stream.serve(request_iterator)) as answers:
             async for answer in answers:
-                # Not yielded: gRPC would wait for a caller who does not read without an end.
-                try:
-                    async with asyncio.timeout(seconds):
-                        await context.write(answer)
-                except TimeoutError:
-                    raise resource_exhausted(
-                        f"the caller has not read an answer for {seconds:g} s",
-                        limit=f"{seconds:g} s",
-                        reason="READER_TOO_SLOW",
-                    ) from None
+                yield answer

@@ -127,7 +127,7 @@ class ConversationServicer(ConversationServiceServicer):
         await self._store.acquire(session.session_id, stream_id, take_over=config.take_over)
         structlog.contextvars.bind_contextvars(session=session.session_id)
         out: BoundedStream[conversation_pb2.ConverseResponse] = BoundedStream(
-            _OUT_LIMIT, put_timeout_seconds=self._settings.client_deadline_seconds
+            _OUT_LIMIT, put_timeout_seconds=self._settings.read_deadline_seconds
         )
         conversation = Conversation(
             self._settings,

@@ -9,7 +9,8 @@ from concurrent.futures import Executor
 
 from minmo.engine.voice import Piece, TextToken, Utterance, Voice
 from minmo.rpc import metrics
-from minmo.rpc.errors import deadline_exceeded, invalid_argument, resource_exhausted
+from minmo.rpc.errors import deadline_exceeded, invalid_argument
+from minmo.rpc.writing import write_within
 from minmo.settings import VoiceDecoderSettings
 from minmo.v1 import voice_decoder_pb2
 from services.voice_decoder import checks
@@ -181,17 +182,8 @@ class DecodeStream:
         if audio is not None and self._first_token_time is not None and not self._has_spoken:
             metrics.VOICE_FIRST_AUDIO.observe(time.perf_counter() - self._first_token_time)
             self._has_spoken = True
-        seconds = self._settings.reader_deadline_seconds
         response = voice_decoder_pb2.DecodeResponse(ready=ready, audio=audio, done=done)
-        try:
-            async with asyncio.timeout(seconds):
-                await self._write_response(response)
-        except TimeoutError:
-            raise resource_exhausted(
-                f"the caller has read nothing for {seconds:g} s",
-                limit=f"{seconds:g} s",
-                reason="READER_TOO_SLOW",
-            ) from None
+        await write_within(self._settings.read_deadline_seconds, self._write_response, response)
 
 
 def _timed_step(utterance: Utterance) -> tuple[Piece | None, float]:

@@ -102,7 +102,7 @@ class Process:
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    process = Process(tmp_path_factory.mktemp("voice"), "--reader-deadline-seconds", "2")
+    process = Process(tmp_path_factory.mktemp("voice"), "--read-deadline-seconds", "2")
     yield process
     process.close()
 

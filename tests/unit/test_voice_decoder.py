@@ -186,7 +186,7 @@ async def test_synthesis_waits_for_a_caller_that_does_not_read_and_then_ends() -
             await unread.wait()
 
     with ThreadPoolExecutor(1) as executor:
-        settings = VoiceDecoderSettings(reader_deadline_seconds=0.2)
+        settings = VoiceDecoderSettings(read_deadline_seconds=0.2)
         stream = DecodeStream(settings, {"counting": voice}, executor, write)
         with pytest.raises(StatusError, match=r"read nothing for 0\.2 s") as caught:
             await asyncio.wait_for(stream.run(sent()), 10)
