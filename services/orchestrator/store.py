@@ -41,6 +41,7 @@ Result = TypeVar("Result")
 LEASE_SECONDS = 5.0
 EMBEDDINGS_SECONDS = 180
 _RETRY_SECONDS = 0.1
+_ENDING_SECONDS = 2.0
 
 # KEYS: lease, session, turns. ARGV: stream, ttl, now, index, turn.
 _PUT_TURN = """
@@ -280,7 +281,10 @@ class SessionStore:
     # --- the stream that has the session
 
     async def acquire(self, session_id: str, stream_id: str, *, take_over: bool) -> None:
-        """Takes the lease. ABORTED if another stream has it and `take_over` is false."""
+        """Takes the lease. ABORTED if another stream keeps it and `take_over` is false.
+
+        A stream that is just ending is waited for, up to 2 s.
+        """
 
         async def work() -> bool:
             taken = await self._redis.set(
@@ -291,7 +295,11 @@ class SessionStore:
             )
             return bool(taken)
 
-        if not await self._call("acquire", work):
+        give_up = time.monotonic() + _ENDING_SECONDS
+        while not await self._call("acquire", work):
+            if time.monotonic() < give_up:
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
             raise aborted(
                 f"session {session_id} is used by another stream; end that one, or set take_over",
                 reason="SESSION_BUSY",

@@ -1,0 +1,60 @@
+"""All of MinMo as real processes, once for all tests here, and ways to talk with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from jiwer import wer
+
+from minmo import weights
+from minmo.audio.resample import resample
+from minmo.client import Recording, Target, speech
+from minmo.stack.config import StackConfig
+from minmo.stack.stack import Stack
+
+ROOT = Path(__file__).parent.parent.parent
+QUESTION = ROOT / "examples" / "question.wav"
+QUESTION_TEXT = "What part of the United States is your home?"
+DATA = ROOT / "tests" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """The stack, ready. A process that a test kills is started again."""
+    weights.ensure("mini")
+    config = StackConfig(port=0, folder=tmp_path_factory.mktemp("home"))
+    async with Stack(config) as stack:
+        yield stack
+
+
+@pytest.fixture
+def target(stack: Stack) -> Target:
+    """Where to talk with it."""
+    return Target(stack.addresses["orchestrator"])
+
+
+def normal(text: str) -> str:
+    """Words alone, for comparisons: lower case, no punctuation."""
+    return " ".join(re.sub(r"[^a-z0-9' ]+", " ", text.lower().replace("-", " ")).split())
+
+
+def word_error_rate(expected: str, found: str) -> float:
+    """Share of words that are wrong, after `normal`."""
+    return float(wer(normal(expected), normal(found) or "(nothing)"))
+
+
+async def recognise(target: Target, samples: object, rate_hz: int) -> str:
+    """What the recogniser hears in audio that came back."""
+    heard = resample(samples, rate_hz, 16_000)  # type: ignore[arg-type]
+    transcript = await speech.transcribe(target, Recording(Path("heard"), heard, 16_000))
+    return transcript.text

@@ -1,0 +1,111 @@
+"""Any process may die at any time: the conversation goes on, and no finished turn is lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from minmo.client import Conversation, Recording, Target, ask, sessions
+from minmo.client.events import Event, Happening, Reconnected, TurnEvent, TurnReport
+from minmo.client.microphone import Microphone
+from minmo.stack.stack import Stack
+from minmo.v1 import conversation_pb2
+from tests.system.conftest import QUESTION, QUESTION_TEXT, normal, recognise, word_error_rate
+from tests.system.test_conversation import LONG, collect
+
+
+async def converse_through(
+    stack: Stack, target: Target, name: str, when: Happening
+) -> tuple[list[Event], conversation_pb2.Session, TurnReport]:
+    """A finished turn, then one in whose middle a process is killed, then one more."""
+    question = Recording.read(QUESTION)
+    async with Conversation(target, input_rate_hz=16_000) as conversation:
+        await ask(conversation, question, speed=4)
+        microphone = Microphone(conversation, question, 1.0)
+        speaking = asyncio.create_task(microphone.run())
+        events = await collect(conversation, when)
+        await stack.kill(name)
+        events += await collect(conversation, TurnReport, 90)
+        report = events[-1]
+        assert isinstance(report, TurnReport)
+        await stack.wait_ready(name)
+        speaking.cancel()
+        await ask(conversation, question, speed=4)
+        session = await sessions.get_session(target, conversation.session_id)
+    return events, session, report
+
+
+@pytest.mark.parametrize("name", ["triton", "llm", "voice_decoder"])
+async def test_an_answer_survives_the_death_of_a_service(
+    stack: Stack, target: Target, name: str
+) -> None:
+    _, session, report = await converse_through(stack, target, name, Happening.USER_TURN_ENDED)
+    assert report.outcome == "completed"
+    assert normal(report.heard_text) == normal(report.generated_text)
+    assert [turn.role for turn in session.turns] == [2, 3] * 3
+    # The same question gets the same answer, whoever gave it: nothing was lost or said twice.
+    assert session.turns[3].text == report.heard_text
+
+
+async def test_an_answer_is_heard_once_when_the_voice_dies_in_its_middle(
+    stack: Stack, target: Target
+) -> None:
+    async with Conversation(target, input_rate_hz=16_000, settings=LONG) as conversation:
+        await conversation.send_text("Tell me a story about a ship.")
+        await collect(conversation, Happening.ASSISTANT_STARTED)
+        await stack.kill("voice_decoder")
+        report = (await collect(conversation, TurnReport, 120))[-1]
+        assert isinstance(report, TurnReport)
+        heard = conversation.speaker.heard(report.utterance_id)
+    assert report.outcome == "completed"
+    assert word_error_rate(report.generated_text, await recognise(target, heard, 24_000)) <= 0.3
+
+
+async def test_listening_survives_the_death_of_the_encoder(stack: Stack, target: Target) -> None:
+    events, session, report = await converse_through(
+        stack, target, "encoder", Happening.USER_SPEECH_STARTED
+    )
+    happened = [event.kind for event in events if isinstance(event, TurnEvent)]
+    assert Happening.RECOVERING in happened
+    assert Happening.RECOVERED in happened
+    assert report.outcome == "completed"
+    # The new encoder heard the question from its first word on.
+    assert word_error_rate(QUESTION_TEXT, session.turns[2].text) <= 0.2
+
+
+async def test_a_dead_orchestrator_loses_no_finished_turn_and_answers_the_open_one(
+    stack: Stack, target: Target
+) -> None:
+    events, session, report = await converse_through(
+        stack, target, "orchestrator", Happening.ASSISTANT_STARTED
+    )
+    assert any(isinstance(event, Reconnected) for event in events)
+    assert report.outcome in ("completed", "interrupted")
+    assert session.turns[0].text
+    assert session.turns[1].outcome == conversation_pb2.TURN_OUTCOME_COMPLETED
+    assert word_error_rate(QUESTION_TEXT, session.turns[2].text) <= 0.3
+    assert session.turns[-1].role == 3
+    assert session.turns[-1].outcome == conversation_pb2.TURN_OUTCOME_COMPLETED
+
+
+async def test_a_restarted_redis_has_every_finished_turn(stack: Stack, target: Target) -> None:
+    _, session, report = await converse_through(stack, target, "redis", Happening.USER_TURN_ENDED)
+    assert report.outcome == "completed"
+    assert [turn.role for turn in session.turns] == [2, 3] * 3
+
+
+async def test_an_orchestrator_that_is_told_to_stop_hands_its_sessions_over(
+    stack: Stack, target: Target
+) -> None:
+    import signal
+
+    async with Conversation(target, input_rate_hz=16_000) as conversation:
+        await conversation.send_text("What is the capital of France?")
+        await collect(conversation, TurnReport)
+        stack.signal("orchestrator", signal.SIGTERM)
+        await collect(conversation, Reconnected)
+        await conversation.send_text("What is the capital of Italy?")
+        await collect(conversation, TurnReport)
+        session = await sessions.get_session(target, conversation.session_id)
+    assert len(session.turns) == 4
