@@ -1,0 +1,145 @@
+"""Computes what the scheduler has decided, and decides nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minmo.engine.operations import Matrix, Reason
+from minmo.engine.row_counts import RowCounts
+from minmo.engine.sampling import Sampler
+from minmo.engine.scheduler import Drawing, Problem, Reading, Work
+from minmo.model.llm import Llm, LlmCache, Segment
+
+log = logging.getLogger(__name__)
+
+TurnPredictor: TypeAlias = Callable[[Tensor], tuple[float, float]]
+"""Last hidden states `[positions, width]` of a branch to the probabilities, after the last one, of
+assistant turn-taking and of user turn-taking."""
+
+
+class Runner:
+    """The model and its cache; the scheduler's `Memory`.
+
+    Args:
+        model: the LLM.
+        cache: its memory.
+        max_rows: positions that one step may read.
+        predictor: what says who should speak, if there is one.
+    """
+
+    def __init__(
+        self, model: Llm, cache: LlmCache, max_rows: int, predictor: TurnPredictor | None = None
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._predictor = predictor
+        self._samplers: dict[Work, Sampler] = {}
+        kind = (model.dtype, model.device)
+        self._rows = RowCounts(model.linears(), max_rows, *kind)
+        self._head_rows = RowCounts([(model.lm_head, model.config.width)], cache.slots, *kind)
+
+    # --- the scheduler's view of the cache
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copies the first positions of one slot over another."""
+        self._cache.copy(source, target, length)
+
+    def hidden_states(self, slot: int, start: int, count: int) -> Matrix:
+        """Last hidden states `[count, width]` of a slot, a copy in float32."""
+        states = self._cache.hidden[slot, start : start + count]
+        found: Matrix = states.to("cpu", torch.float32, copy=True).numpy()
+        return found
+
+    def turn(self, slot: int, length: int) -> tuple[float, float] | None:
+        """What the predictor says after the first `length` positions, at least one."""
+        if self._predictor is None or length == 0:
+            return None
+        return self._predictor(self._cache.hidden[slot, :length])
+
+    # --- a step
+
+    def read(self, readings: Sequence[Reading]) -> dict[Work, Problem]:
+        """Reads new positions; returns for whom that failed, and why.
+
+        A failure that cannot be told apart is looked for by reading for each work alone.
+        """
+        try:
+            return self._read(readings)
+        except Exception as error:
+            works = dict.fromkeys(reading.work for reading in readings)
+            if len(works) == 1:
+                log.exception("the model failed while reading")
+                return {work: Problem(Reason.INTERNAL, _describe(error)) for work in works}
+        problems: dict[Work, Problem] = {}
+        for work in works:
+            problems |= self.read([reading for reading in readings if reading.work is work])
+        return problems
+
+    def _read(self, readings: Sequence[Reading]) -> dict[Work, Problem]:
+        count = sum(reading.count for reading in readings)
+        embeddings = self._embed(readings, self._rows.at_least(count))
+        segments = [Segment(reading.slot, reading.start, reading.count) for reading in readings]
+        hidden = self._model(embeddings, segments, self._cache)
+        finite = torch.isfinite(hidden[:count]).all(-1).tolist()
+        problems, row = {}, 0
+        for reading in readings:
+            if not all(finite[row : row + reading.count]):
+                problems[reading.work] = Problem(
+                    Reason.BAD_CONTENT,
+                    f"the model computes no finite numbers from positions {reading.start} to "
+                    f"{reading.start + reading.count - 1}; look at the size of the embeddings",
+                )
+            row += reading.count
+        return problems
+
+    def _embed(self, readings: Sequence[Reading], rows: int) -> Tensor:
+        """`[rows, width]`, zeros where there is nothing to read."""
+        pieces = [piece for reading in readings for piece in reading.pieces]
+        ids = np.zeros(rows, dtype=np.int64)
+        given, row = [], 0
+        for piece in pieces:
+            end = row + len(piece)
+            if piece.ndim == 1:
+                ids[row:end] = piece
+            else:
+                given.append((row, end, piece))
+            row = end
+        embeddings = self._model.embed(torch.from_numpy(ids).to(self._model.device))
+        for start, end, piece in given:
+            embeddings[start:end] = torch.from_numpy(np.ascontiguousarray(piece))
+        return embeddings
+
+    def draw(self, drawings: Sequence[Drawing]) -> list[int | Problem]:
+        """Draws a token for each."""
+        if not drawings:
+            return []
+        slots = [drawing.slot for drawing in drawings]
+        positions = [drawing.position for drawing in drawings]
+        hidden = self._cache.hidden[slots, positions]
+        missing = self._head_rows.at_least(len(slots)) - len(slots)
+        logits = self._model.logits(torch.nn.functional.pad(hidden, (0, 0, 0, missing)))
+        self._samplers = {
+            drawing.work: self._samplers.get(drawing.work) or Sampler(drawing.sampling)
+            for drawing in drawings
+        }
+        return [
+            self._draw_one(self._samplers[drawing.work], row)
+            for drawing, row in zip(drawings, logits, strict=False)
+        ]
+
+    def _draw_one(self, sampler: Sampler, logits: Tensor) -> int | Problem:
+        try:
+            return sampler.draw(logits)
+        except Exception as error:
+            log.exception("drawing a token failed")
+            return Problem(Reason.INTERNAL, _describe(error))
+
+
+def _describe(error: Exception) -> str:
+    return f"the model failed: {type(error).__name__}"

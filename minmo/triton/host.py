@@ -1,0 +1,68 @@
+"""Builds the engine that Triton hosts, from settings and prepared weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from minmo.engine.engine import Engine, EngineOptions
+from minmo.model.llm import Llm, LlmConfig
+from minmo.settings import LlmModelSettings
+from minmo.v1 import llm_pb2
+from minmo.weights.load import load_state_dict, read_config, weights_folder
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_engine(settings: LlmModelSettings) -> Engine:
+    """Loads the LLM of a preset and gives it an engine, not started yet.
+
+    Raises:
+        WeightsError: the weights are missing or damaged.
+        ValueError: the settings or the weights do not fit this decoder.
+    """
+    torch.set_num_threads(settings.threads)
+    folder = weights_folder(settings.preset, "llm")
+    model = load_model(folder, settings.dtype)
+    options = EngineOptions(
+        stop_tokens=_stop_tokens(folder),
+        slots=settings.slots,
+        context=settings.context,
+        max_tokens=settings.max_tokens,
+        max_pending=settings.max_pending,
+        idle_seconds=settings.idle_seconds,
+    )
+    return Engine(model, options)
+
+
+def load_model(folder: Path, dtype: str = "auto") -> Llm:
+    """Loads a decoder in `float32` or `bfloat16`.
+
+    `auto` is bfloat16 on a GPU. On a CPU it is float32: with weights that float16 holds exactly
+    it is the faster one as well.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = dtype if dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
+    config = LlmConfig.from_dict(read_config(folder))
+    state = load_state_dict(folder)
+    return Llm.from_state_dict(config, state, _DTYPES[name], device, packed=True)
+
+
+def description_of(engine: Engine, preset: str) -> llm_pb2.GetModelResponse:
+    """What is said to who asks for the model."""
+    return llm_pb2.GetModelResponse(
+        preset=preset,
+        replica_id=engine.replica_id,
+        width=engine.model_config.width,
+        vocabulary_size=engine.model_config.vocabulary_size,
+        context_length=engine.options.context,
+        slots=engine.options.slots,
+        dtype=str(engine.dtype).removeprefix("torch."),
+    )
+
+
+def _stop_tokens(folder: Path) -> frozenset[int]:
+    stop = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    return frozenset(stop if isinstance(stop, list) else [stop])
