@@ -247,7 +247,7 @@ async def test_any_of_several_tokens_lets_a_caller_in(start: Start) -> None:
             assert await call(connection, "Echo") is not None
     for token in ("one,two", ""):
         async with channel(process.address, token=token) as connection:
-            with pytest.raises(grpc.aio.AioRpcError, match="TOKEN_BAD|not one of this server"):
+            with pytest.raises(grpc.aio.AioRpcError, match="not one of this server"):
                 await call(connection, "Echo")
 
 

@@ -47,7 +47,7 @@ def test_help_lists_flag_default_variable_and_meaning_of_every_setting(
         assert f"--{name.replace('_', '-')}" in text
         assert f"[env: MINMO_{name.upper()}]" in text
         assert " ".join(str(field.description).split()) in text
-    assert "(default: 4194304)" in text
+    assert f"(default: {settings.model_fields['max_message_bytes'].default})" in text
 
 
 def test_a_flag_wins_over_the_environment_which_wins_over_the_default(

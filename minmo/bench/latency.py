@@ -1,0 +1,148 @@
+"""How long after the user's last word the answer is heard, over many spoken questions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+from minmo.client import Conversation, Recording, TalkTurn, Target, ask
+from minmo.client.errors import ClientError, RecordingError
+
+_ENDINGS = (".ogg", ".opus", ".wav", ".flac")
+
+
+@dataclass(frozen=True)
+class LatencyResult:
+    """What was measured; times in milliseconds.
+
+    Attributes:
+        first_audio_ms: of each question, at the client, from the end of its speech.
+        hops_ms: median of each hop of the waterfall.
+        tokens_per_second: median over the answers.
+        memory_bytes: proportional share of memory (PSS) of all processes of the stack, after the
+            last question; None if it runs elsewhere.
+        memory_by_process: the same of each process, by its name.
+        failures: questions without an answer, and why.
+    """
+
+    first_audio_ms: tuple[float, ...]
+    hops_ms: dict[str, float]
+    tokens_per_second: float | None
+    memory_bytes: int | None
+    memory_by_process: dict[str, int]
+    failures: tuple[str, ...]
+
+    @property
+    def median_ms(self) -> float:
+        """Median of the first-audio latency."""
+        return median(self.first_audio_ms)
+
+    @property
+    def p95_ms(self) -> float:
+        """95th percentile of the first-audio latency, by nearest rank."""
+        ordered = sorted(self.first_audio_ms)
+        return ordered[math.ceil(0.95 * len(ordered)) - 1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, with median and 95th percentile."""
+        return {"median_ms": self.median_ms, "p95_ms": self.p95_ms, **asdict(self)}
+
+
+def read_questions(folder: Path, count: int) -> list[Recording]:
+    """The first recordings of a folder by name; from the start again if there are too few.
+
+    Raises:
+        RecordingError: there are none, or one cannot be read.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)
+    if not paths:
+        raise RecordingError(f"{folder} holds no recordings ({', '.join(_ENDINGS)})")
+    return [Recording.read(paths[number % len(paths)]) for number in range(count)]
+
+
+async def measure(
+    target: Target,
+    recordings: Sequence[Recording],
+    *,
+    supervisor_pid: int | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> LatencyResult:
+    """Asks each question in a session of its own, in real time, after one that does not count.
+
+    Answers are not played in real time: the next question comes when the answer was made.
+
+    Args:
+        target: the server.
+        recordings: the questions.
+        supervisor_pid: process whose descendants are the stack, to measure their memory.
+        progress: hears how many questions were asked.
+
+    Raises:
+        ClientError: no question was answered.
+        StatusError: the server refused or is gone.
+    """
+    turns: list[TalkTurn] = []
+    failures: list[str] = []
+    await _ask(target, recordings[0])
+    for number, recording in enumerate(recordings, start=1):
+        try:
+            turns += await _ask(target, recording)
+        except ClientError as error:
+            failures.append(f"{recording.path.name}: {error}")
+        progress(number)
+    latencies = tuple(turn.first_audio_ms for turn in turns if turn.first_audio_ms is not None)
+    if not latencies:
+        raise ClientError(f"none of {len(recordings)} questions was answered: {failures[0]}")
+    memory = {} if supervisor_pid is None else memory_by_process(supervisor_pid)
+    speeds = [turn.tokens_per_second for turn in turns if turn.tokens_per_second is not None]
+    return LatencyResult(
+        first_audio_ms=latencies,
+        hops_ms=_hops(turns),
+        tokens_per_second=median(speeds) if speeds else None,
+        memory_bytes=sum(memory.values()) if memory else None,
+        memory_by_process=memory,
+        failures=tuple(failures),
+    )
+
+
+def memory_by_process(supervisor_pid: int) -> dict[str, int]:
+    """Proportional share of memory (PSS, in bytes) of a process and its descendants, by name."""
+    shares: dict[str, int] = {}
+    supervisor = psutil.Process(supervisor_pid)
+    for process in [supervisor, *supervisor.children(recursive=True)]:
+        try:
+            name = "supervisor" if process == supervisor else _name(process.cmdline())
+            shares[name] = shares.get(name, 0) + process.memory_full_info().pss
+        except psutil.Error:
+            continue  # it has just ended, or is not ours to look into
+    return shares
+
+
+def _name(command: list[str]) -> str:
+    if "-m" in command[:-1]:
+        return command[command.index("-m") + 1].rpartition(".")[2]
+    # Valkey writes its address behind its name.
+    return Path(command[0].split(" ")[0]).name if command else "unknown"
+
+
+async def _ask(target: Target, recording: Recording) -> list[TalkTurn]:
+    async with Conversation(
+        target, input_rate_hz=recording.rate_hz, speed=math.inf
+    ) as conversation:
+        return await ask(conversation, recording)
+
+
+def _hops(turns: Sequence[TalkTurn]) -> dict[str, float]:
+    times: dict[str, list[float]] = {}
+    for turn in turns:
+        for span in turn.waterfall:
+            times.setdefault(span.hop, []).append(span.duration_ms)
+        if turn.network_ms is not None:
+            times.setdefault("network", []).append(turn.network_ms)
+    return {hop: median(values) for hop, values in times.items()}

@@ -1,0 +1,46 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Mode(StrEnum):
+    """How an answer is made."""
+
+    CASCADE = "cascade"
+    ALIGNED = "aligned"
+
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MINMO_ADDRESS",
+        metavar="HOST:PORT",
+        help="Server to use. By default the one that runs here; if none does, one is started.",
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MINMO_TOKEN",
+        help="API token of the server. Better given by the environment.",
+        show_envvar=True,
+    ),
+]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="MINMO_CA",
+        dir_okay=False,
+        exists=True,
+        help="PEM file of the CA that signed the server's certificate; turns TLS on.",
+    ),
+]
+Preset = Annotated[str, typer.Option(help="Preset of a server that is started.")]
+ModeOption = Annotated[Mode, typer.Option("--mode", help="Mode of a server that is started.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]

@@ -1,0 +1,395 @@
+"""A conversation with a MinMo server that outlives its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from bisect import bisect_left
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+import grpc
+
+from minmo.audio.pcm import PcmFormat, Samples
+from minmo.client.events import (
+    AudioReceived,
+    Disconnected,
+    Event,
+    Ready,
+    Reconnected,
+    StopPlayback,
+    event_of,
+)
+from minmo.client.speaker import Speaker
+from minmo.client.target import Target
+from minmo.rpc.errors import StatusError, deadline_exceeded, error, parse, unavailable
+from minmo.rpc.queues import BoundedStream
+from minmo.v1 import common_pb2, conversation_pb2
+from minmo.v1.conversation_pb2 import ConverseRequest, ConverseResponse, SessionSettings
+from minmo.v1.conversation_pb2_grpc import ConversationServiceStub
+
+if TYPE_CHECKING:
+    from minmo.v1.conversation_pb2_grpc import ConversationServiceAsyncStub
+
+_Call: TypeAlias = "grpc.aio.StreamStreamCall[ConverseRequest, ConverseResponse]"
+
+PLAYBACK_SECONDS = 0.1
+"""Time between two reports of how far the answer was played."""
+
+_FIRST_BACKOFF_SECONDS = 0.1
+_LAST_BACKOFF_SECONDS = 2.0
+_READY_SECONDS = 30.0
+_WRITE_SECONDS = 10.0
+_WAITING_EVENTS = 4096
+_EVENT_SECONDS = 30.0
+# Times of 20 ms frames of half an hour.
+_KEPT_TIMES = 90_000
+
+
+class Conversation:
+    """Talks in one session, over as many connections as it takes::
+
+        async with Conversation(target, input_rate_hz=16_000) as conversation:
+            await conversation.send_audio(samples)
+            async for event in conversation: ...
+
+    It plays what comes on a virtual loudspeaker, reports every 100 ms how far, and stops when the
+    server says so. When the server is lost (UNAVAILABLE) it looks for it, with growing pauses, and
+    goes on in the same session; what would be sent meanwhile is dropped, as it would be stale.
+
+    Use it on one event loop. The events must be read: if thousands wait, the conversation ends.
+
+    Args:
+        target: the server.
+        input_rate_hz: rate of the audio to send; one of `minmo.audio.pcm.SAMPLE_RATES_HZ`.
+        output_rate_hz: rate of the audio to receive.
+        session_id: the session to talk in; empty makes one.
+        settings: how a session made here should behave.
+        take_over: takes the session from a stream that still holds it.
+        reconnect_seconds: longest time without the server, once it was there.
+        speed: how much faster than real time the loudspeaker plays.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        input_rate_hz: int,
+        output_rate_hz: int = 24_000,
+        session_id: str = "",
+        settings: SessionSettings | None = None,
+        take_over: bool = False,
+        reconnect_seconds: float = 30.0,
+        speed: float = 1.0,
+    ) -> None:
+        self.session_id = session_id
+        self.mode = ""
+        self.input_rate_hz = input_rate_hz
+        self.output_rate_hz = output_rate_hz
+        self.speaker = Speaker(output_rate_hz, speed)
+        self.dropped_samples = 0
+        """Samples that were to be sent while there was no server."""
+        self._target = target
+        self._input = PcmFormat(input_rate_hz)
+        self._output = PcmFormat(output_rate_hz)
+        self._settings = settings
+        self._take_over = take_over
+        self._reconnect_seconds = reconnect_seconds
+        self._events: BoundedStream[Event] = BoundedStream(
+            _WAITING_EVENTS, put_timeout_seconds=_EVENT_SECONDS, reader="who talks"
+        )
+        self._channel: grpc.aio.Channel | None = None
+        self._call: _Call | None = None
+        self._writing = asyncio.Lock()
+        self._stalled: _Call | None = None
+        self._finished = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._audio_sequence = 0
+        self._response_sequence = 0
+        self._sent: list[int] = []
+        self._sent_at: list[float] = []
+
+    async def __aenter__(self) -> Self:
+        """Connects. Raises StatusError: the server is not there or refuses."""
+        self._channel = self._target.channel()
+        try:
+            ready = await self._connect()
+        except BaseException:
+            await self._channel.close()
+            raise
+        await self._events.put(ready)
+        self._tasks = [
+            asyncio.create_task(self._receive(), name="receive"),
+            asyncio.create_task(self._report_playback(), name="report playback"),
+        ]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._call is not None:
+            self._call.cancel()
+        if self._channel is not None:
+            await self._channel.close()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """The events. The iteration ends after `finish`, or raises StatusError."""
+        return self._events
+
+    @property
+    def events(self) -> AsyncIterator[Event]:
+        """The events, for ``anext``; waiting for one may be cut short without losing any."""
+        return self._events
+
+    @property
+    def position_ms(self) -> float:
+        """Audio that was sent in the present stream, in milliseconds."""
+        return self._sent[-1] * 1000 / self.input_rate_hz if self._sent else 0.0
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a stream to the server now."""
+        return self._call is not None
+
+    async def send_audio(self, samples: Samples) -> None:
+        """Sends audio of the microphone; drops it while there is no server.
+
+        Args:
+            samples: float32 [samples], one channel.
+        """
+        frames = len(samples)
+        if not self.connected:
+            self.dropped_samples += frames
+            return
+        chunk = common_pb2.AudioChunk(
+            sequence=self._audio_sequence,
+            data=self._input.encode(samples),
+        )
+        # Counted before it is sent: whoever sends next takes the next number.
+        self._audio_sequence += 1
+        self._sent.append((self._sent[-1] if self._sent else 0) + frames)
+        self._sent_at.append(time.monotonic())
+        del self._sent[:-_KEPT_TIMES], self._sent_at[:-_KEPT_TIMES]
+        if not await self._write(ConverseRequest(audio=chunk)):
+            self.dropped_samples += frames
+
+    async def send_text(self, text: str) -> None:
+        """Sends what the user types; it is lost while there is no server."""
+        await self._write(ConverseRequest(text=conversation_pb2.TextInput(text=text)))
+
+    async def interrupt(self) -> None:
+        """Tells that the user pressed stop."""
+        await self._write(ConverseRequest(interrupt=conversation_pb2.Interrupt()))
+
+    async def finish(self) -> None:
+        """Says that no more comes: the open turn is answered, then the events end."""
+        self._finished = True
+        await self._half_close()
+
+    def sent_at(self, position_ms: float) -> float | None:
+        """When the audio up to a position of this stream was sent, on the monotonic clock.
+
+        None if that was not sent, or is too long ago.
+        """
+        index = bisect_left(self._sent, position_ms * self.input_rate_hz / 1000)
+        return self._sent_at[index] if index < len(self._sent) else None
+
+    async def _connect(self) -> Ready:
+        """Opens a stream and waits for its session. Raises StatusError."""
+        assert self._channel is not None, "connects inside `async with` only"
+        stub: ConversationServiceAsyncStub = ConversationServiceStub(self._channel)
+        call: _Call = stub.Converse()
+        config = conversation_pb2.ConverseConfig(
+            session_id=self.session_id,
+            settings=None if self.session_id else self._settings,
+            input_format=self._input.to_proto(),
+            output_format=self._output.to_proto(),
+            reports_playback=True,
+            take_over=self._take_over,
+        )
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                await call.write(ConverseRequest(config=config))
+                response = await call.read()
+        except grpc.RpcError as failure:
+            raise parse(failure) from None
+        except asyncio.InvalidStateError:
+            raise await _status_of(call) from None
+        except TimeoutError:
+            call.cancel()
+            raise deadline_exceeded(
+                f"the server at {self._target.address} gave no session within {_READY_SECONDS:g} s",
+                limit=f"{_READY_SECONDS:g} s",
+            ) from None
+        if response is grpc.aio.EOF:
+            raise await _status_of(call)
+        assert isinstance(response, ConverseResponse)
+        ready = event_of(response, self._output, time.monotonic())
+        if not isinstance(ready, Ready):
+            call.cancel()
+            raise error(
+                grpc.StatusCode.INTERNAL,
+                "PROTOCOL",
+                "the server's first message was not `ready`",
+            )
+        self.session_id, self.mode = ready.session_id, ready.mode
+        self._audio_sequence = 0
+        self._response_sequence = response.sequence + 1
+        self._sent.clear()
+        self._sent_at.clear()
+        self._call = call
+        if self._finished:
+            await self._half_close()
+        return ready
+
+    async def _receive(self) -> None:
+        try:
+            while True:
+                lost = await self._read_stream()
+                if lost is None:
+                    self._events.close()
+                    return
+                await self._reconnect(lost)
+        except Exception as failure:
+            self._events.fail(failure)
+
+    async def _read_stream(self) -> StatusError | None:
+        """Reads the stream to its end; returns why it must be opened again, None if not."""
+        call = self._call
+        assert call is not None, "reads a stream that was opened"
+        try:
+            # gRPC refuses to mix `read`, which waits for the first message, with iteration.
+            while (response := await call.read()) is not grpc.aio.EOF:
+                assert isinstance(response, ConverseResponse)
+                await self._take(response)
+            return None
+        except asyncio.CancelledError:
+            if self._stalled is not call:
+                raise
+            return unavailable(f"the server took nothing for {_WRITE_SECONDS:g} s")
+        except grpc.RpcError as failure:
+            status = parse(failure)
+            if status.code is not grpc.StatusCode.UNAVAILABLE:
+                raise status from None
+            return status
+        finally:
+            self._call = None
+
+    async def _take(self, response: ConverseResponse) -> None:
+        if response.sequence != self._response_sequence:
+            raise error(
+                grpc.StatusCode.DATA_LOSS,
+                "SEQUENCE_GAP",
+                f"message {self._response_sequence} of the server is missing, "
+                f"{response.sequence} came",
+            )
+        self._response_sequence += 1
+        now = time.monotonic()
+        event = event_of(response, self._output, now)
+        if event is None:
+            return
+        if isinstance(event, AudioReceived):
+            self.speaker.receive(
+                event.utterance_id,
+                event.first_sample,
+                event.samples,
+                final=event.final,
+                now_seconds=now,
+            )
+        elif isinstance(event, StopPlayback):
+            self.speaker.stop(event.utterance_id, now)
+            await self._send_playback()
+        await self._events.put(event)
+
+    async def _reconnect(self, lost: StatusError) -> None:
+        """Finds the server again. Raises StatusError after the deadline, or if it refuses."""
+        await self._events.put(Disconnected(lost.message))
+        self._take_over = True
+        began = time.monotonic()
+        backoff = _FIRST_BACKOFF_SECONDS
+        while True:
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _LAST_BACKOFF_SECONDS)
+            try:
+                ready = await self._connect()
+            except StatusError as failure:
+                waited = time.monotonic() - began
+                if failure.code is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                if waited > self._reconnect_seconds:
+                    raise StatusError(
+                        failure.code,
+                        f"the server at {self._target.address} did not come back within "
+                        f"{self._reconnect_seconds:g} s: {failure.message}",
+                        failure.details,
+                    ) from None
+                continue
+            await self._events.put(Reconnected(time.monotonic() - began, ready))
+            return
+
+    async def _report_playback(self) -> None:
+        while True:
+            await asyncio.sleep(PLAYBACK_SECONDS)
+            await self._send_playback()
+
+    async def _send_playback(self) -> None:
+        for playback in self.speaker.news(time.monotonic()):
+            message = conversation_pb2.Playback(
+                utterance_id=playback.utterance_id,
+                played_samples=playback.played_samples,
+                finished=playback.finished,
+            )
+            await self._write(ConverseRequest(playback=message))
+
+    async def _write(self, request: ConverseRequest) -> bool:
+        """Sends a message; False if there is no server to take it."""
+        # gRPC cancels the whole call when a write is cancelled; who stops sending means no such
+        # thing.
+        return await asyncio.shield(asyncio.create_task(self._write_to_its_end(request)))
+
+    async def _write_to_its_end(self, request: ConverseRequest) -> bool:
+        async with self._writing:
+            call = self._call
+            if call is None or (self._finished and not request.HasField("playback")):
+                return False
+            try:
+                async with asyncio.timeout(_WRITE_SECONDS):
+                    await call.write(request)
+            except (grpc.RpcError, asyncio.InvalidStateError):
+                return False  # why, the side that reads learns
+            except TimeoutError:
+                self._stalled = call
+                call.cancel()
+                return False
+            return True
+
+    async def _half_close(self) -> None:
+        async with self._writing:
+            if self._call is not None:
+                with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+                    await self._call.done_writing()
+
+
+async def _status_of(call: _Call) -> StatusError:
+    """How a call ended, whose stream gave no message."""
+    code = await call.code()
+    if code is grpc.StatusCode.OK:
+        return error(
+            grpc.StatusCode.UNAVAILABLE, "NO_SESSION", "the server ended the stream at once"
+        )
+    return parse(
+        grpc.aio.AioRpcError(
+            code,
+            await call.initial_metadata(),
+            await call.trailing_metadata(),
+            await call.details(),
+        )
+    )

@@ -1,0 +1,234 @@
+"""What happens in a conversation, as the client learns it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+from minmo.audio.pcm import PcmFormat, Samples
+from minmo.v1 import conversation_pb2
+
+Outcome = Literal["completed", "interrupted", "failed", "unspecified"]
+
+
+class Happening(StrEnum):
+    """What a `TurnEvent` tells; the contract's TurnEventKind says more of each."""
+
+    USER_SPEECH_STARTED = "user_speech_started"
+    USER_SPEECH_STOPPED = "user_speech_stopped"
+    USER_TURN_ENDED = "user_turn_ended"
+    ASSISTANT_STARTED = "assistant_started"
+    ASSISTANT_FINISHED = "assistant_finished"
+    INTERRUPTED = "interrupted"
+    RECOVERING = "recovering"
+    RECOVERED = "recovered"
+    NOTHING_SAID = "nothing_said"
+    UNKNOWN = "unknown"
+    """From a server that knows more than this client."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The stream has its session."""
+
+    session_id: str
+    resumed: bool
+    turn_count: int
+    mode: str
+
+
+@dataclass(frozen=True)
+class AudioReceived:
+    """Audio of the assistant.
+
+    Attributes:
+        first_sample: position of `samples` in the utterance, at the output rate.
+        samples: float32 [samples], one channel.
+        marks: text tokens heard by a sample, as ``(token_count, sample)``.
+        final: the utterance's last piece.
+        at_seconds: when it came, on the monotonic clock.
+    """
+
+    utterance_id: str
+    first_sample: int
+    samples: Samples
+    marks: tuple[tuple[int, int], ...]
+    final: bool
+    at_seconds: float
+
+
+@dataclass(frozen=True)
+class UserText:
+    """What the user said: all of it so far."""
+
+    turn_index: int
+    text: str
+    final: bool
+
+
+@dataclass(frozen=True)
+class AssistantText:
+    """A piece of what the assistant says."""
+
+    utterance_id: str
+    token_index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class TurnEvent:
+    """Something happened.
+
+    Attributes:
+        audio_ms: position in the user's audio, in milliseconds from the start of the stream.
+        at_seconds: when it came, on the monotonic clock.
+    """
+
+    kind: Happening
+    audio_ms: int
+    utterance_id: str
+    detail: str
+    at_seconds: float
+
+
+@dataclass(frozen=True)
+class StopPlayback:
+    """No more of an utterance is to be heard; a `Conversation`'s speaker has stopped it already."""
+
+    utterance_id: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of time on the way to the first audio, in milliseconds after the user's speech."""
+
+    hop: str
+    start_ms: float
+    duration_ms: float
+
+
+@dataclass(frozen=True)
+class TurnReport:
+    """How a turn of the assistant went; times are the server's, in milliseconds."""
+
+    utterance_id: str
+    user_turn_index: int
+    assistant_turn_index: int
+    outcome: Outcome
+    heard_text: str
+    generated_text: str
+    first_audio_ms: float
+    waterfall: tuple[Span, ...]
+    token_count: int
+    audio_ms: int
+    voice_compute_ms: float
+    generate_ms: float
+    detail: str
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """The connection was lost; the client looks for the server, and drops what it would send."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reconnected:
+    """The session goes on, in a new stream whose audio positions start at 0."""
+
+    seconds: float
+    ready: Ready = field(repr=False)
+
+
+Event: TypeAlias = (
+    Ready
+    | AudioReceived
+    | UserText
+    | AssistantText
+    | TurnEvent
+    | StopPlayback
+    | TurnReport
+    | Disconnected
+    | Reconnected
+)
+
+
+def event_of(
+    response: conversation_pb2.ConverseResponse, output: PcmFormat, at_seconds: float
+) -> Event | None:
+    """The event in a message of the server; None for a kind that this client does not know.
+
+    Args:
+        output: format of the audio in it.
+        at_seconds: when it came, on the monotonic clock.
+    """
+    event: Event | None = None
+    match response.WhichOneof("message"):
+        case "ready":
+            ready = response.ready
+            event = Ready(ready.session_id, ready.resumed, ready.turn_count, ready.mode)
+        case "audio":
+            event = _audio(response.audio, output, at_seconds)
+        case "user_text":
+            said = response.user_text
+            event = UserText(said.turn_index, said.text, said.final)
+        case "assistant_text":
+            says = response.assistant_text
+            event = AssistantText(says.utterance_id, says.token_index, says.text)
+        case "event":
+            told = response.event
+            kind = _happening(told.kind)
+            event = TurnEvent(kind, told.audio_ms, told.utterance_id, told.detail, at_seconds)
+        case "stop_playback":
+            event = StopPlayback(response.stop_playback.utterance_id)
+        case "report":
+            event = _report(response.report)
+    return event
+
+
+def _audio(
+    audio: conversation_pb2.AudioOutput, output: PcmFormat, at_seconds: float
+) -> AudioReceived:
+    return AudioReceived(
+        audio.utterance_id,
+        audio.first_sample,
+        output.decode(audio.data),
+        tuple((mark.token_count, mark.sample) for mark in audio.marks),
+        audio.final,
+        at_seconds,
+    )
+
+
+def _happening(kind: int) -> Happening:
+    try:
+        name = conversation_pb2.TurnEventKind.Name(kind)  # type: ignore[arg-type]
+        return Happening(name.removeprefix("TURN_EVENT_KIND_").lower())
+    except ValueError:
+        return Happening.UNKNOWN
+
+
+def _report(report: conversation_pb2.TurnReport) -> TurnReport:
+    outcomes: dict[int, Outcome] = {
+        conversation_pb2.TURN_OUTCOME_COMPLETED: "completed",
+        conversation_pb2.TURN_OUTCOME_INTERRUPTED: "interrupted",
+        conversation_pb2.TURN_OUTCOME_FAILED: "failed",
+    }
+    return TurnReport(
+        utterance_id=report.utterance_id,
+        user_turn_index=report.user_turn_index,
+        assistant_turn_index=report.assistant_turn_index,
+        outcome=outcomes.get(report.outcome, "unspecified"),
+        heard_text=report.heard_text,
+        generated_text=report.generated_text,
+        first_audio_ms=report.first_audio_ms,
+        waterfall=tuple(
+            Span(span.hop, span.start_ms, span.duration_ms) for span in report.waterfall
+        ),
+        token_count=report.token_count,
+        audio_ms=report.audio_ms,
+        voice_compute_ms=report.voice_compute_ms,
+        generate_ms=report.generate_ms,
+        detail=report.detail,
+    )

@@ -1,0 +1,78 @@
+"""What a stack on this machine is to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from minmo.weights import home
+
+DEFAULT_PORT = 7100
+DEFAULT_INSTANCE = "stack"
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """What a stack is to be.
+
+    Attributes:
+        preset: preset whose modules are used; its weights are there (`minmo.weights.ensure`).
+        mode: ``cascade`` or ``aligned``.
+        host: address that the public API listens on; everything else stays on 127.0.0.1.
+        port: port of the public API; 0 takes a free one, None takes 7100 or else a free one.
+        metrics: whether the processes export Prometheus metrics.
+        redis_url: an external Redis; None starts one, whose data stay in the folder.
+        triton_address: gRPC address of an external Triton; None starts one.
+        token: API token that the public API wants.
+        tls_cert: PEM certificate chain of the public API.
+        tls_key: PEM private key of it.
+        tls_client_ca: PEM CA that must have signed the callers' certificates.
+        folder: where the run and data folders are.
+        variables: settings of single services, by their name, as environment variables.
+        cores: cores to plan for; those that this process may use if None.
+    """
+
+    preset: str = "mini"
+    mode: Literal["cascade", "aligned"] = "cascade"
+    host: str = "127.0.0.1"
+    port: int | None = None
+    metrics: bool = True
+    redis_url: str | None = None
+    triton_address: str | None = None
+    token: str | None = field(default=None, repr=False)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    folder: Path = field(default_factory=home.home)
+    variables: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    cores: int | None = None
+
+    @property
+    def instance(self) -> str:
+        """Names its descriptor, lock and data: a stack on a port of its own stands apart."""
+        if self.port in (None, 0, DEFAULT_PORT):
+            return DEFAULT_INSTANCE
+        return f"{DEFAULT_INSTANCE}-{self.port}"
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of descriptors, locks and logs."""
+        return self.folder / "run"
+
+    @property
+    def descriptor_path(self) -> Path:
+        """File of its descriptor."""
+        return self.run_folder / f"{self.instance}.json"
+
+    @property
+    def lock_path(self) -> Path:
+        """File that its supervisor holds a lock on."""
+        return self.run_folder / f"{self.instance}.lock"
+
+    @property
+    def redis_folder(self) -> Path:
+        """Folder of the embedded Redis' data."""
+        suffix = self.instance.removeprefix(DEFAULT_INSTANCE)
+        return self.folder / "data" / f"redis{suffix}"
