@@ -1,4 +1,6 @@
-"""Every Prometheus metric of MinMo, in one place.
+"""Every Prometheus metric of MinMo's services, in one place.
+
+The LLM runs inside Triton, which exports its metrics: see `minmo.triton.metrics`.
 
 Names follow Prometheus' conventions: prefix ``minmo_``, the unit at the end, ``_total`` for
 counters. A label never holds what a caller chose freely (session ids, texts), so the number of
@@ -35,11 +37,9 @@ _HOP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
 _FIRST_AUDIO_BUCKETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 5, 10)
 # Unary calls take milliseconds, streams minutes.
 _RPC_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 10, 60, 300, 1800)
-_STEP_BUCKETS = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 # Below 1 a model keeps up with speech.
 _REAL_TIME_FACTOR_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 5)
 _REDIS_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
-_BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
 # --- every service (set by minmo.rpc.server)
 
@@ -96,24 +96,6 @@ TURNS = Counter(
 )
 BARGE_INS = Counter("minmo_barge_ins_total", "Answers that the user spoke over and so stopped.")
 ACTIVE_SESSIONS = Gauge("minmo_active_sessions", "Sessions that have an open conversation stream.")
-
-# --- LLM
-
-LLM_SLOTS_IN_USE = Gauge("minmo_llm_slots_in_use", "Cache slots that a session or branch holds.")
-LLM_SLOTS = Gauge("minmo_llm_slots", "Cache slots that there are.")
-LLM_WAITING = Gauge("minmo_llm_waiting", "Operations that wait for a slot or for their step.")
-LLM_TOKENS = Counter("minmo_llm_tokens_total", "Tokens that the LLM generated.")
-LLM_PREFILL_POSITIONS = Counter(
-    "minmo_llm_prefill_positions_total", "Positions (tokens or embeddings) that the LLM read."
-)
-LLM_STEP_DURATION = Histogram(
-    "minmo_llm_step_duration_seconds",
-    "Time of one step of the LLM for the whole batch.",
-    buckets=_STEP_BUCKETS,
-)
-LLM_BATCH_SIZE = Histogram(
-    "minmo_llm_batch_size", "Sequences in one step of the LLM.", buckets=_BATCH_BUCKETS
-)
 
 # --- voice decoder and encoder
 

@@ -162,16 +162,16 @@ class Conversation:
         Raises:
             StatusError: what ends the stream other than well.
         """
-        tasks: list[asyncio.Task[None]] = []
+        # Whatever takes long from here on, the lease is kept.
+        tasks = [asyncio.create_task(self._keep_lease())]
         metrics.ACTIVE_SESSIONS.inc()
         try:
             answering = await self._resume()
             loop = asyncio.create_task(self._act(answering))
-            tasks = [
+            tasks += [
                 loop,
                 asyncio.create_task(self._listener.run()),
                 asyncio.create_task(self._read(requests, answering)),
-                asyncio.create_task(self._keep_lease()),
             ]
             running = set(tasks)
             while not loop.done():

@@ -23,7 +23,7 @@ from services.orchestrator.link import Link, LlmError, Operation
 
 log = structlog.get_logger()
 
-_LOST = {"UPSTREAM", "CACHE_LOST", "WRONG_POSITION", "NO_SLOT", "CANCELLED", "LINK"}
+_LOST = {"UPSTREAM", "CACHE_LOST", "WRONG_POSITION", "NO_SLOT", "BUSY", "CANCELLED", "LINK"}
 """Reasons after which reading everything again, a little later, can succeed."""
 _BACKOFF_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8)
 _MESSAGE_BYTES = 1_000_000

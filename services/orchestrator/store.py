@@ -9,8 +9,9 @@ Keys of a session (they expire `ttl_seconds` after its last use):
 - ``minmo:owner:OWNER``            sorted set of the owner's session ids by creation time, which
   outlives them: ids of expired sessions are passed over, and dropped when the set is full
 
-Every write of a conversation names its stream's lease and is refused by a script when another
-stream holds it, so a stream that was taken over cannot write into the history any more.
+Every write of a conversation names its stream and is refused by a script when another stream holds
+the lease, so a stream that was taken over cannot write into the history any more. A lease that ran
+out while nobody took it (a stalled process) refuses nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ _ENDING_SECONDS = 2.0
 
 # KEYS: lease, session, turns. ARGV: stream, ttl, now, index, turn.
 _PUT_TURN = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
 if redis.call('EXISTS', KEYS[2]) == 0 then return -1 end
 redis.call('HSET', KEYS[3], ARGV[4], ARGV[5])
 redis.call('HSET', KEYS[2], 'updated', ARGV[3])
@@ -55,7 +57,8 @@ return 1
 """
 # KEYS: lease, session, turns. ARGV: stream, index.
 _DROP_TURN = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
 if redis.call('EXISTS', KEYS[2]) == 0 then return -1 end
 redis.call('HDEL', KEYS[3], ARGV[2])
 return 1

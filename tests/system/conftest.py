@@ -17,15 +17,11 @@ from minmo.stack.config import StackConfig
 from minmo.stack.stack import Stack
 
 ROOT = Path(__file__).parent.parent.parent
+SAME_LOOP = pytest.mark.asyncio(loop_scope="session")
+"""For the tests of a module: they run on the loop that supervises the processes."""
 QUESTION = ROOT / "examples" / "question.wav"
 QUESTION_TEXT = "What part of the United States is your home?"
 DATA = ROOT / "tests" / "data"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.asyncio(loop_scope="session"))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -33,7 +29,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
     """The stack, ready. A process that a test kills is started again."""
     weights.ensure("mini")
     config = StackConfig(port=0, folder=tmp_path_factory.mktemp("home"))
-    async with Stack(config) as stack:
+    async with Stack(config, listener=print) as stack:
         yield stack
 
 

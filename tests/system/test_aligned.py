@@ -20,8 +20,14 @@ from minmo.client.events import Happening, StopPlayback, TurnEvent, TurnReport
 from minmo.client.microphone import Microphone
 from minmo.stack.stack import Stack
 from minmo.v1 import conversation_pb2
-from tests.system.conftest import QUESTION, QUESTION_TEXT, word_error_rate
-from tests.system.test_conversation import LONG, collect
+from tests.system.conftest import QUESTION, QUESTION_TEXT, SAME_LOOP, word_error_rate
+from tests.system.test_conversation import collect
+
+pytestmark = SAME_LOOP
+
+STORY = conversation_pb2.SessionSettings(
+    system_prompt="You tell long stories in many sentences.", max_answer_tokens=40
+)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -83,7 +89,7 @@ async def test_an_interruption_forks_the_cache_and_the_fork_becomes_the_conversa
     aligned: Target,
 ) -> None:
     question = Recording.read(QUESTION)
-    async with Conversation(aligned, input_rate_hz=16_000, settings=LONG) as conversation:
+    async with Conversation(aligned, input_rate_hz=16_000, settings=STORY) as conversation:
         await conversation.send_text("Tell me a long story about a ship.")
         await collect(conversation, Happening.ASSISTANT_STARTED)
         await asyncio.sleep(1.5)  # somebody listens for a while, then interrupts

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from minmo.client import Conversation, Recording, Target, ask, sessions
 from minmo.client.errors import NothingSaidError
@@ -34,11 +35,13 @@ from minmo.v1.conversation_pb2 import (
     TranscribeRequest,
 )
 from minmo.v1.conversation_pb2_grpc import ConversationServiceStub
-from tests.system.conftest import QUESTION
+from tests.system.conftest import QUESTION, SAME_LOOP
 from tests.system.test_conversation import collect
 
 if TYPE_CHECKING:
     from minmo.v1.conversation_pb2_grpc import ConversationServiceAsyncStub
+
+pytestmark = SAME_LOOP
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MONO = AudioFormat(encoding=AUDIO_ENCODING_PCM_S16LE, sample_rate_hz=16_000, channels=1)
@@ -54,7 +57,7 @@ def audio(data: bytes, sequence: int = 0) -> ConverseRequest:
     return ConverseRequest(audio=AudioChunk(sequence=sequence, data=data))
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def stub(stack: Stack) -> AsyncIterator[ConversationServiceAsyncStub]:
     address = stack.addresses["orchestrator"]
     options = [("grpc.max_send_message_length", -1)]
@@ -328,7 +331,7 @@ async def test_a_client_that_does_not_read_is_let_go_and_others_go_on(
     lazy.cancel()
 
 
-@pytest.fixture(autouse=True)
+@pytest_asyncio.fixture(autouse=True, loop_scope="session")
 async def the_service_goes_on(stack: Stack) -> AsyncIterator[None]:
     """Whatever a test sends: the same processes serve afterwards."""
     before = stack.pids

@@ -11,7 +11,17 @@ import soundfile
 
 from minmo.client import Recording, Target
 from minmo.stack.stack import Stack
-from tests.system.conftest import QUESTION, QUESTION_TEXT, ROOT, normal, recognise, word_error_rate
+from tests.system.conftest import (
+    QUESTION,
+    QUESTION_TEXT,
+    ROOT,
+    SAME_LOOP,
+    normal,
+    recognise,
+    word_error_rate,
+)
+
+pytestmark = SAME_LOOP
 
 
 async def run(*command: str, seconds: float = 120) -> tuple[int, str, str]:

@@ -14,6 +14,7 @@ import soundfile
 from minmo.audio.resample import resample
 from minmo.client import Conversation, Recording, Target, ask, sessions, speech
 from minmo.client.events import (
+    AssistantText,
     AudioReceived,
     Event,
     Happening,
@@ -25,7 +26,16 @@ from minmo.client.events import (
 from minmo.client.microphone import Microphone
 from minmo.stack.stack import Stack
 from minmo.v1 import conversation_pb2
-from tests.system.conftest import QUESTION, QUESTION_TEXT, normal, recognise, word_error_rate
+from tests.system.conftest import (
+    QUESTION,
+    QUESTION_TEXT,
+    SAME_LOOP,
+    normal,
+    recognise,
+    word_error_rate,
+)
+
+pytestmark = SAME_LOOP
 
 LONG = conversation_pb2.SessionSettings(
     system_prompt="You tell long stories in many sentences.", max_answer_tokens=200
@@ -35,14 +45,16 @@ LONG = conversation_pb2.SessionSettings(
 async def collect(conversation: Conversation, until: object, seconds: float = 60) -> list[Event]:
     """Events up to the first of a kind."""
     events: list[Event] = []
-    async with asyncio.timeout(seconds):
-        async for event in conversation.events:
-            events.append(event)
-            if isinstance(until, type) and isinstance(event, until):
-                return events
-            if isinstance(event, TurnEvent) and event.kind is until:
-                return events
-    raise AssertionError(f"{until} did not come: {events}")
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            async for event in conversation.events:
+                events.append(event)
+                if isinstance(until, type) and isinstance(event, until):
+                    return events
+                if isinstance(event, TurnEvent) and event.kind is until:
+                    return events
+    told = [event for event in events if not isinstance(event, AudioReceived | AssistantText)]
+    raise AssertionError(f"{until} did not come within {seconds:g} s, but {told}")
 
 
 async def test_a_spoken_question_gets_a_spoken_answer(target: Target) -> None:

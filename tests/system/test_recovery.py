@@ -11,8 +11,17 @@ from minmo.client.events import Event, Happening, Reconnected, TurnEvent, TurnRe
 from minmo.client.microphone import Microphone
 from minmo.stack.stack import Stack
 from minmo.v1 import conversation_pb2
-from tests.system.conftest import QUESTION, QUESTION_TEXT, normal, recognise, word_error_rate
-from tests.system.test_conversation import LONG, collect
+from tests.system.conftest import (
+    QUESTION,
+    QUESTION_TEXT,
+    SAME_LOOP,
+    normal,
+    recognise,
+    word_error_rate,
+)
+from tests.system.test_conversation import collect
+
+pytestmark = SAME_LOOP
 
 
 async def converse_through(
@@ -51,7 +60,10 @@ async def test_an_answer_survives_the_death_of_a_service(
 async def test_an_answer_is_heard_once_when_the_voice_dies_in_its_middle(
     stack: Stack, target: Target
 ) -> None:
-    async with Conversation(target, input_rate_hz=16_000, settings=LONG) as conversation:
+    settings = conversation_pb2.SessionSettings(
+        system_prompt="You tell stories.", max_answer_tokens=60
+    )
+    async with Conversation(target, input_rate_hz=16_000, settings=settings) as conversation:
         await conversation.send_text("Tell me a story about a ship.")
         await collect(conversation, Happening.ASSISTANT_STARTED)
         await stack.kill("voice_decoder")
