@@ -55,7 +55,7 @@ async def aligned(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Asy
 
 
 async def test_speech_goes_into_the_llm_and_an_answer_comes_out(aligned: Target) -> None:
-    async with Conversation(aligned, input_rate_hz=16_000) as conversation:
+    async with Conversation(aligned, input_rate_hz=16_000, speed=4) as conversation:
         assert conversation.mode == "aligned"
         turns = await ask(conversation, Recording.read(QUESTION))
         session = await sessions.get_session(aligned, conversation.session_id)
@@ -69,7 +69,7 @@ async def test_embeddings_reach_the_store_and_are_forgotten_with_their_turn(
     aligned: Target, stack: Stack
 ) -> None:
     store = redis.Redis.from_url(stack.redis_url)
-    async with Conversation(aligned, input_rate_hz=16_000) as conversation:
+    async with Conversation(aligned, input_rate_hz=16_000, speed=4) as conversation:
         key = f"minmo:session:{conversation.session_id}:embeddings"
         microphone = asyncio.create_task(
             Microphone(conversation, Recording.read(QUESTION), 1.0).run()
@@ -111,7 +111,7 @@ async def test_a_killed_triton_rebuilds_the_cache_from_the_embeddings(
     aligned: Target, stack: Stack
 ) -> None:
     question = Recording.read(QUESTION)
-    async with Conversation(aligned, input_rate_hz=16_000) as conversation:
+    async with Conversation(aligned, input_rate_hz=16_000, speed=4) as conversation:
         (first, *_) = await ask(conversation, question)
         microphone = asyncio.create_task(Microphone(conversation, question, 1.0).run())
         events = await collect(conversation, Happening.USER_SPEECH_STARTED)

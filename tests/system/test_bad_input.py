@@ -179,7 +179,7 @@ async def test_a_stream_that_never_sends_its_configuration_is_ended(
 async def test_two_streams_cannot_use_one_session(
     stub: ConversationServiceAsyncStub, target: Target
 ) -> None:
-    async with Conversation(target, input_rate_hz=RATE_HZ) as conversation:
+    async with Conversation(target, input_rate_hz=RATE_HZ, speed=4) as conversation:
         refused = await refusal(stub, [config(session_id=conversation.session_id)])
         assert refused.code() is grpc.StatusCode.ABORTED
         assert "used by another stream" in (refused.details() or "")
@@ -192,7 +192,7 @@ async def test_two_streams_cannot_use_one_session(
 
 
 async def test_deleting_a_session_ends_its_stream(target: Target) -> None:
-    async with Conversation(target, input_rate_hz=RATE_HZ) as conversation:
+    async with Conversation(target, input_rate_hz=RATE_HZ, speed=4) as conversation:
         await sessions.delete_session(target, conversation.session_id)
         with pytest.raises(Exception, match="was deleted"):
             await collect(conversation, TurnReport, 20)
@@ -206,7 +206,7 @@ NOISE = 0.3 * np.random.default_rng(7).standard_normal(3 * RATE_HZ).astype(np.fl
 async def test_what_is_no_speech_gets_no_answer(
     target: Target, samples: np.ndarray[tuple[int], np.dtype[np.float32]]
 ) -> None:
-    async with Conversation(target, input_rate_hz=RATE_HZ) as conversation:
+    async with Conversation(target, input_rate_hz=RATE_HZ, speed=4) as conversation:
         with pytest.raises(NothingSaidError):
             await ask(conversation, Recording(QUESTION, samples, RATE_HZ), speed=4)
         # The same stream still listens.
@@ -217,7 +217,7 @@ async def test_what_is_no_speech_gets_no_answer(
 async def test_clipped_audio_is_heard_as_well_as_it_can_be(target: Target) -> None:
     question = Recording.read(QUESTION)
     clipped = np.clip(question.samples / np.abs(question.samples).max() * 20, -1, 1)
-    async with Conversation(target, input_rate_hz=RATE_HZ) as conversation:
+    async with Conversation(target, input_rate_hz=RATE_HZ, speed=4) as conversation:
         (turn,) = await ask(conversation, Recording(QUESTION, clipped, RATE_HZ), speed=4)
     assert turn.outcome == "completed"
 
@@ -323,7 +323,7 @@ async def test_a_client_that_does_not_read_is_let_go_and_others_go_on(
     await lazy.write(config(output_format=loud))
     for _ in range(3):
         await lazy.write(ConverseRequest(text=TextInput(text="Tell me a very long story.")))
-    async with Conversation(target, input_rate_hz=RATE_HZ) as conversation:
+    async with Conversation(target, input_rate_hz=RATE_HZ, speed=4) as conversation:
         await conversation.send_text("What is the capital of France?")
         report = (await collect(conversation, TurnReport))[-1]
     assert isinstance(report, TurnReport)

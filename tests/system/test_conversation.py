@@ -73,11 +73,13 @@ async def test_a_spoken_question_gets_a_spoken_answer(target: Target) -> None:
 
 async def test_the_conversation_goes_on_in_the_same_session(target: Target) -> None:
     question = Recording.read(QUESTION)
-    async with Conversation(target, input_rate_hz=16_000) as conversation:
+    async with Conversation(target, input_rate_hz=16_000, speed=4) as conversation:
         await ask(conversation, question)
         await ask(conversation, question)
         session_id = conversation.session_id
-    async with Conversation(target, input_rate_hz=16_000, session_id=session_id) as conversation:
+    async with Conversation(
+        target, input_rate_hz=16_000, session_id=session_id, speed=4
+    ) as conversation:
         await ask(conversation, question)
     session = await sessions.get_session(target, session_id)
     assert [turn.index for turn in session.turns] == list(range(6))
@@ -88,7 +90,7 @@ async def test_the_conversation_goes_on_in_the_same_session(target: Target) -> N
 async def test_any_common_sampling_rate_is_heard(target: Target, rate_hz: int) -> None:
     question = Recording.read(QUESTION)
     samples = resample(question.samples, question.rate_hz, rate_hz)
-    async with Conversation(target, input_rate_hz=rate_hz) as conversation:
+    async with Conversation(target, input_rate_hz=rate_hz, speed=4) as conversation:
         (turn,) = await ask(conversation, Recording(QUESTION, samples, rate_hz), speed=4)
     assert word_error_rate(QUESTION_TEXT, turn.user_text) <= 0.35
 
@@ -102,7 +104,7 @@ async def test_stereo_is_heard(target: Target, tmp_path: Path) -> None:
 
 
 async def test_typed_text_is_answered_aloud(target: Target) -> None:
-    async with Conversation(target, input_rate_hz=16_000) as conversation:
+    async with Conversation(target, input_rate_hz=16_000, speed=4) as conversation:
         await conversation.send_text("What is the capital of France?")
         events = await collect(conversation, TurnReport)
     report = events[-1]
@@ -161,7 +163,7 @@ async def test_going_on_before_the_answer_began_makes_one_turn_of_both(target: T
     end = int(question.speech_end_ms() * question.rate_hz / 1000)
     start = int(_onset_seconds(question) * question.rate_hz)
     twice = np.concatenate([question.samples[:end], pause, question.samples[start:]])
-    async with Conversation(target, input_rate_hz=16_000) as conversation:
+    async with Conversation(target, input_rate_hz=16_000, speed=4) as conversation:
         await ask(conversation, Recording(QUESTION, twice, question.rate_hz))
         session = await sessions.get_session(target, conversation.session_id)
     assert [turn.role for turn in session.turns] == [2, 3]
@@ -182,7 +184,7 @@ async def test_the_stop_button_stops_the_answer(target: Target) -> None:
 
 async def test_a_client_that_says_it_is_done_gets_its_answer_to_the_end(target: Target) -> None:
     question = Recording.read(QUESTION)
-    async with Conversation(target, input_rate_hz=16_000) as conversation:
+    async with Conversation(target, input_rate_hz=16_000, speed=4) as conversation:
         for first in range(0, len(question.samples), 3200):
             await conversation.send_audio(question.samples[first : first + 3200])
         await conversation.finish()
@@ -205,7 +207,9 @@ async def test_a_client_that_vanishes_leaves_its_session_in_order(
     async with asyncio.timeout(10):
         while (await sessions.get_session(target, session_id)).streaming:
             await asyncio.sleep(0.05)
-    async with Conversation(target, input_rate_hz=16_000, session_id=session_id) as conversation:
+    async with Conversation(
+        target, input_rate_hz=16_000, session_id=session_id, speed=4
+    ) as conversation:
         await conversation.send_text("What is the capital of France?")
         report = (await collect(conversation, TurnReport))[-1]
     assert isinstance(report, TurnReport)

@@ -29,7 +29,7 @@ async def converse_through(
 ) -> tuple[list[Event], conversation_pb2.Session, TurnReport]:
     """A finished turn, then one in whose middle a process is killed, then one more."""
     question = Recording.read(QUESTION)
-    async with Conversation(target, input_rate_hz=16_000) as conversation:
+    async with Conversation(target, input_rate_hz=16_000, speed=4) as conversation:
         await ask(conversation, question, speed=4)
         microphone = Microphone(conversation, question, 1.0)
         speaking = asyncio.create_task(microphone.run())
@@ -63,7 +63,9 @@ async def test_an_answer_is_heard_once_when_the_voice_dies_in_its_middle(
     settings = conversation_pb2.SessionSettings(
         system_prompt="You tell stories.", max_answer_tokens=60
     )
-    async with Conversation(target, input_rate_hz=16_000, settings=settings) as conversation:
+    async with Conversation(
+        target, input_rate_hz=16_000, settings=settings, speed=4
+    ) as conversation:
         await conversation.send_text("Tell me a story about a ship.")
         await collect(conversation, Happening.ASSISTANT_STARTED)
         await stack.kill("voice_decoder")
@@ -112,7 +114,7 @@ async def test_an_orchestrator_that_is_told_to_stop_hands_its_sessions_over(
 ) -> None:
     import signal
 
-    async with Conversation(target, input_rate_hz=16_000) as conversation:
+    async with Conversation(target, input_rate_hz=16_000, speed=4) as conversation:
         await conversation.send_text("What is the capital of France?")
         await collect(conversation, TurnReport)
         stack.signal("orchestrator", signal.SIGTERM)
