@@ -320,14 +320,19 @@ async def test_a_client_that_does_not_read_is_let_go_and_others_go_on(
 ) -> None:
     lazy = stub.Converse(timeout=120)
     loud = AudioFormat(encoding=AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=48_000, channels=1)
-    await lazy.write(config(output_format=loud))
-    for _ in range(3):
-        await lazy.write(ConverseRequest(text=TextInput(text="Tell me a very long story.")))
+    talkative = SessionSettings(system_prompt="You tell long stories.", max_answer_tokens=400)
+    await lazy.write(config(output_format=loud, settings=talkative))
+    session_id = (await lazy.read()).ready.session_id  # type: ignore[union-attr]
+    await lazy.write(ConverseRequest(text=TextInput(text="Tell me a very long story.")))
     async with Conversation(target, input_rate_hz=RATE_HZ, speed=4) as conversation:
         await conversation.send_text("What is the capital of France?")
         report = (await collect(conversation, TurnReport))[-1]
     assert isinstance(report, TurnReport)
     assert report.outcome == "completed"
+    # More audio waits than its connection holds; after ten seconds it loses the session.
+    async with asyncio.timeout(60):
+        while (await sessions.get_session(target, session_id)).streaming:
+            await asyncio.sleep(0.2)
     lazy.cancel()
 
 
