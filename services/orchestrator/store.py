@@ -73,6 +73,12 @@ redis.call('EXPIRE', KEYS[2], ARGV[3])
 redis.call('EXPIRE', KEYS[3], ARGV[3])
 return 1
 """
+# KEYS: session. ARGV: replica. A deleted session must not come back as a stump.
+_NEXT_EPOCH = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
+redis.call('HSET', KEYS[1], 'llm_replica', ARGV[1])
+return redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+"""
 _RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 1
@@ -156,6 +162,7 @@ class SessionStore:
         self._put_turn = self._redis.register_script(_PUT_TURN)
         self._drop_turn = self._redis.register_script(_DROP_TURN)
         self._refresh = self._redis.register_script(_REFRESH)
+        self._next_epoch = self._redis.register_script(_NEXT_EPOCH)
         self._release = self._redis.register_script(_RELEASE)
 
     async def close(self) -> None:
@@ -356,17 +363,17 @@ class SessionStore:
         _check(code, session_id)
 
     async def next_epoch(self, session_id: str, llm_replica: str) -> int:
-        """Counts the epoch up and notes which replica of the LLM is about to hold the cache."""
+        """Counts the epoch up and notes which replica of the LLM is about to hold the cache.
 
-        async def work() -> int:
-            pipeline = self._redis.pipeline(transaction=True)
-            pipeline.hincrby(_session_key(session_id), "epoch", 1)
-            pipeline.hset(_session_key(session_id), "llm_replica", llm_replica)
-            pipeline.expire(_session_key(session_id), self._ttl)
-            epoch, *_ = await pipeline.execute()
-            return int(epoch)
+        ABORTED if the session was deleted.
+        """
 
-        return await self._call("next_epoch", work)
+        epoch = await self._call(
+            "next_epoch",
+            lambda: self._next_epoch(keys=[_session_key(session_id)], args=[llm_replica]),
+        )
+        _check(epoch, session_id)
+        return int(epoch)
 
     async def push_embeddings(self, session_id: str, rows: bytes) -> None:
         """Appends speech embeddings of the user's open turn; they expire soon."""

@@ -114,6 +114,8 @@ async def test_a_deleted_session_is_gone_for_its_stream_too(store: SessionStore)
     await store.acquire(made.session_id, "stream", take_over=False)
     await store.delete(made.session_id, "me")
     with pytest.raises(StatusError, match="was deleted"):
+        await store.next_epoch(made.session_id, "replica")
+    with pytest.raises(StatusError, match="was deleted"):
         await store.refresh(made.session_id, "stream")
 
 
