@@ -76,6 +76,7 @@ class Answer:
         spoken: the same as it was spoken; None for a question that was found in the record.
         spoken_ms: length of its speech; 0 for what was typed.
         waterfall: where its time goes.
+        committed: writes the user's turn down.
         turn: the assistant's turn, once the LLM has read the question.
         content: items that the LLM had read at the end of the user's speech (aligned).
         base: items that the LLM had read when the answer began.
@@ -86,6 +87,7 @@ class Answer:
     spoken_ms: int
     waterfall: Waterfall
     task: asyncio.Task[None] | None = None
+    committed: asyncio.Task[None] | None = None
     utterance: Utterance | None = None
     turn: StoredTurn | None = None
     content: int = 0
@@ -243,7 +245,9 @@ class Answering:
                 await self._responses.event(TurnEventKind.TURN_EVENT_KIND_NOTHING_SAID)
                 metrics.count_turn("no_speech")
                 return
-            answer.user = await self.commit_user(words, answer.spoken_ms)
+            answer.user = self._new_user_turn(words, answer.spoken_ms)
+            # The LLM need not wait for the disk; the client hears nothing before it is done.
+            answer.committed = asyncio.create_task(self._commit(answer.user))
         assert answer.user is not None, "an answer has the user's turn or the way to it"
         read_as_speech = self._manner.aligned and answer.spoken_ms > 0
         await self._read_question(answer, answer.user, read_as_speech=read_as_speech)
@@ -295,12 +299,17 @@ class Answering:
         self._prepared = None
 
     def _begin_utterance(self, answer: Answer) -> Utterance:
+        assert answer.user is not None, "an utterance answers a turn of the user"
         utterance_id = f"u{uuid.uuid4().hex[:12]}"
-        turn = StoredTurn(
-            self._record.next_index, "assistant", "", outcome="open", started=time.time()
-        )
+        index = answer.user.index + 1
+        turn = StoredTurn(index, "assistant", "", outcome="open", started=time.time())
+
+        async def on_token(index: int, text: str) -> None:
+            await _done(answer.committed)
+            await self._responses.assistant_text(utterance_id, index, text)
 
         async def on_audio(audio: Audio) -> None:
+            await _done(answer.committed)
             if audio.first_sample == 0 and audio.data:
                 await self._responses.event(
                     TurnEventKind.TURN_EVENT_KIND_ASSISTANT_STARTED, utterance_id=utterance_id
@@ -313,7 +322,7 @@ class Answering:
             self._session_id,
             self._manner.voice,
             reports_playback=self._manner.reports_playback,
-            on_token=lambda index, text: self._responses.assistant_text(utterance_id, index, text),
+            on_token=on_token,
             on_audio=on_audio,
             on_outage=lambda lost: self._responses.outage("voice_decoder", lost),
             waterfall=answer.waterfall,
@@ -325,14 +334,20 @@ class Answering:
 
     async def commit_user(self, words: str, spoken_ms: int) -> StoredTurn:
         """Writes the user's turn down, and tells the client."""
+        user = self._new_user_turn(words, spoken_ms)
+        await self._commit(user)
+        return user
+
+    def _new_user_turn(self, words: str, spoken_ms: int) -> StoredTurn:
         # A turn whose answer nobody heard goes on under its number.
         before = self.unheard.user if self.unheard is not None else None
         index = self._record.next_index if before is None else before.index
-        user = StoredTurn(index, "user", words, started=time.time(), audio_ms=spoken_ms)
-        await self._record.put(user)
         self.unheard = None
-        await self._responses.user_text(user.index, words, final=True)
-        return user
+        return StoredTurn(index, "user", words, started=time.time(), audio_ms=spoken_ms)
+
+    async def _commit(self, user: StoredTurn) -> None:
+        await self._record.put(user)
+        await self._responses.user_text(user.index, user.text, final=True)
 
     async def _write_down(self, user: StoredTurn, spoken: UserTurn) -> None:
         """The words of a turn that the LLM read as embeddings, for people and for the record."""
@@ -348,6 +363,8 @@ class Answering:
         self, answer: Answer, outcome: str, *, error: StatusError | None = None, tell: bool = True
     ) -> None:
         """Notes how an answer ended: in the record, in what the LLM has read, at the client."""
+        if answer.committed is not None:
+            await asyncio.gather(answer.committed, return_exceptions=True)
         utterance, turn = answer.utterance, answer.turn
         was_heard = outcome == "completed" or (
             utterance is not None and bool(utterance.heard_text.strip())
@@ -411,3 +428,9 @@ class Answering:
         elif answer.spoken is not None and not self._manner.aligned:
             # The words come again, with those that follow.
             await context.rewind(answer.spoken.checkpoint)
+
+
+async def _done(work: asyncio.Task[None] | None) -> None:
+    """Waits for work that goes on when the wait is cancelled."""
+    if work is not None:
+        await asyncio.shield(work)
