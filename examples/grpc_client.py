@@ -9,30 +9,25 @@ from collections.abc import Iterator
 
 import grpc
 
-from minmo.v1.common_pb2 import AUDIO_ENCODING_PCM_S16LE, AudioChunk, AudioFormat
-from minmo.v1.conversation_pb2 import ConverseConfig, ConverseRequest
+from minmo.v1 import common_pb2, conversation_pb2
 from minmo.v1.conversation_pb2_grpc import ConversationServiceStub
 
-
-def pcm(rate: int) -> AudioFormat:
-    """16-bit mono."""
-    return AudioFormat(encoding=AUDIO_ENCODING_PCM_S16LE, sample_rate_hz=rate, channels=1)
+PCM = common_pb2.AudioFormat(encoding="AUDIO_ENCODING_PCM_S16LE", sample_rate_hz=16_000, channels=1)
 
 
-def requests(path: str) -> Iterator[ConverseRequest]:
-    """The configuration, then the recording in frames of 20 ms."""
+def requests(path: str) -> Iterator[conversation_pb2.ConverseRequest]:
+    """The configuration, then the recording (16 kHz, 16 bit, mono) in frames of 20 ms."""
+    config = conversation_pb2.ConverseConfig(input_format=PCM, output_format=PCM)
+    yield conversation_pb2.ConverseRequest(config=config)
     with wave.open(path) as question:
-        rate = question.getframerate()
-        config = ConverseConfig(input_format=pcm(rate), output_format=pcm(24_000))
-        yield ConverseRequest(config=config)
-        for sequence in range(1 + question.getnframes() // (rate // 50)):
-            frame = question.readframes(rate // 50)
-            yield ConverseRequest(audio=AudioChunk(sequence=sequence, data=frame))
+        for sequence in range(1 + question.getnframes() // 320):
+            chunk = common_pb2.AudioChunk(sequence=sequence, data=question.readframes(320))
+            yield conversation_pb2.ConverseRequest(audio=chunk)
 
 
 address, question, answer = sys.argv[1:]
 with grpc.insecure_channel(address) as channel, wave.open(answer, "wb") as file:
-    file.setparams((1, 2, 24_000, 0, "NONE", "not compressed"))
+    file.setparams((1, 2, 16_000, 0, "NONE", "not compressed"))
     for response in ConversationServiceStub(channel).Converse(requests(question)):
         file.writeframes(response.audio.data)
         if response.user_text.final:

@@ -70,6 +70,7 @@ class LlmReport:
         round_trip_ms: median of a message to the model and back, through the service and Triton;
             None where no service was given.
         service_ms_per_token: one session, through the service and Triton.
+        service_eight_tokens_s: eight sessions, all together, through the service and Triton.
     """
 
     dtype: str
@@ -85,6 +86,7 @@ class LlmReport:
     prefill_ms: float
     round_trip_ms: float | None = None
     service_ms_per_token: float | None = None
+    service_eight_tokens_s: float | None = None
 
 
 def measure(
@@ -124,8 +126,13 @@ def measure(
     )
     if address is None:
         return report
-    round_trip, per_token = asyncio.run(_through_service(address))
-    return replace(report, round_trip_ms=round_trip, service_ms_per_token=per_token)
+    round_trip, per_token, together_s = asyncio.run(_through_service(address))
+    return replace(
+        report,
+        round_trip_ms=round_trip,
+        service_ms_per_token=per_token,
+        service_eight_tokens_s=together_s,
+    )
 
 
 def memory_bandwidth() -> float:
@@ -206,47 +213,67 @@ def _carry_out(engine: Engine, actions: Sequence[Prefill | Generate]) -> list[li
     return tokens
 
 
-async def _through_service(address: str) -> tuple[float, float]:
-    """Milliseconds of a round trip, and of a token."""
-    session = f"bench-{time.time_ns()}"
+async def _through_service(address: str) -> tuple[float, float, float]:
+    """Milliseconds of a round trip and of a token alone; tokens a second of eight sessions."""
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(_DEADLINE_SECONDS):
+        trip_ms = await _round_trip_ms(channel)
+        arrived = await _answer(channel, 0)
+        gaps = [(after - before) * 1000 for before, after in pairwise(arrived)]
+        answers = await asyncio.gather(*(_answer(channel, number) for number in range(SESSIONS)))
+    # From when all of them answer: before that, some are still reading their prompts.
+    begun = max(times[0] for times in answers)
+    later = [moment for times in answers for moment in times if moment > begun]
+    return trip_ms, statistics.median(gaps), len(later) / (max(later) - begun)
+
+
+async def _round_trip_ms(channel: grpc.aio.Channel) -> float:
+    call = LlmServiceStub(channel).Run()
+    trips = []
+    for number in range(_ROUND_TRIPS):
+        cancel = llm_pb2.RunRequest(operation_id=f"cancel-{number}", session_id="bench")
+        cancel.cancel.operation_id = "none"
+        began = time.perf_counter()
+        await call.write(cancel)
+        await _read(call)
+        trips.append((time.perf_counter() - began) * 1000)
+    await call.done_writing()
+    return statistics.median(trips)
+
+
+async def _answer(channel: grpc.aio.Channel, number: int) -> list[float]:
+    """Lets a session of its own answer; when each token came, in seconds."""
+    session = f"bench-{number}-{time.time_ns()}"
 
     def request(name: str, branch: str = "main") -> llm_pb2.RunRequest:
         return llm_pb2.RunRequest(operation_id=name, session_id=session, branch=branch)
 
-    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(_DEADLINE_SECONDS):
-        call = LlmServiceStub(channel).Run()
+    call = LlmServiceStub(channel).Run()
+    prefill = request("prefill")
+    prefill.prefill.parts.add().tokens.ids.extend(int(token) for token in _prompt(number))
+    await call.write(prefill)
+    await _read(call)
+    generate = request("generate")
+    generate.generate.position, generate.generate.max_tokens = PROMPT, TOKENS
+    generate.generate.return_hidden_states = True
+    await call.write(generate)
+    arrived = []
+    while (await _read(call)).HasField("token"):
+        arrived.append(time.perf_counter())
+    close = request("close", branch="")
+    close.close.SetInParent()
+    await call.write(close)
+    await _read(call)
+    await call.done_writing()
+    return arrived
 
-        async def answer() -> llm_pb2.RunResponse:
-            response = await call.read()
-            if not isinstance(response, llm_pb2.RunResponse) or response.HasField("error"):
-                raise RuntimeError(f"the service failed: {response}")
-            return response
 
-        trips = []
-        for number in range(_ROUND_TRIPS):
-            cancel = request(f"cancel-{number}", branch="")
-            cancel.cancel.operation_id = "none"
-            began = time.perf_counter()
-            await call.write(cancel)
-            await answer()
-            trips.append((time.perf_counter() - began) * 1000)
-        prefill = request("prefill")
-        prefill.prefill.parts.add().tokens.ids.extend(int(token) for token in _prompt(0))
-        await call.write(prefill)
-        await answer()
-        generate = request("generate")
-        generate.generate.position, generate.generate.max_tokens = PROMPT, TOKENS
-        generate.generate.return_hidden_states = True
-        await call.write(generate)
-        arrived = []
-        while (await answer()).HasField("token"):
-            arrived.append(time.perf_counter())
-        close = request("close", branch="")
-        close.close.SetInParent()
-        await call.write(close)
-        await answer()
-    gaps = [(after - before) * 1000 for before, after in pairwise(arrived)]
-    return statistics.median(trips), statistics.median(gaps)
+async def _read(
+    call: grpc.aio.StreamStreamCall[llm_pb2.RunRequest, llm_pb2.RunResponse],
+) -> llm_pb2.RunResponse:
+    response = await call.read()
+    if not isinstance(response, llm_pb2.RunResponse) or response.HasField("error"):
+        raise RuntimeError(f"the service failed: {response}")
+    return response
 
 
 def lines(report: LlmReport) -> list[str]:
@@ -259,9 +286,10 @@ def lines(report: LlmReport) -> list[str]:
         + ("each as alone" if report.exact else "NOT what each gets alone"),
         f"prefill     {report.prefill_ms:8.1f} ms for {PROMPT} positions",
     ]
-    if report.round_trip_ms is not None and report.service_ms_per_token is not None:
+    if report.service_eight_tokens_s is not None:
         found.append(
-            f"service     {report.service_ms_per_token:8.1f} ms a token alone; "
+            f"service     {report.service_ms_per_token:8.1f} ms a token alone, "
+            f"{report.service_eight_tokens_s:.1f} tokens/s with eight; "
             f"{report.round_trip_ms:.2f} ms for a message to the model and back"
         )
     return found
