@@ -112,7 +112,7 @@ class Runner:
             row = end
         embeddings = self._model.embed(torch.from_numpy(ids).to(self._model.device))
         for start, end, piece in given:
-            embeddings[start:end] = torch.from_numpy(np.ascontiguousarray(piece))
+            embeddings[start:end] = torch.tensor(piece)
         return embeddings
 
     def draw(self, drawings: Sequence[Drawing]) -> list[int | Problem]:
