@@ -2,7 +2,7 @@
 """What of a text an English voice can say, as plain words.
 
 Written answers carry marks that nobody says: Markdown, emoji, links, typographic signs. `speakable`
-turns a phrase into what is read out; `unspeakable_reason` tells whether anything of it is left.
+turns a phrase into what is read out, which may be nothing.
 """
 
 from __future__ import annotations
@@ -142,13 +142,6 @@ def speakable(text: str) -> Spoken:
             kept.append(" ")
     plain = " ".join("".join(kept).split())
     return Spoken(plain if _WORD.search(plain) else "", "".join(unsayable))
-
-
-def unspeakable_reason(text: str, voice: str) -> str:
-    """Why `voice` cannot say anything of a text; empty if it can say at least a word of it."""
-    if speakable(text).text:
-        return ""
-    return f"has no word that voice '{voice}' can say: {shown(text)!r}"
 
 
 def shown(text: str) -> str:

@@ -166,13 +166,6 @@ def not_found(
     return error(grpc.StatusCode.NOT_FOUND, reason, message, metadata=metadata)
 
 
-def already_exists(
-    message: str, *, reason: str = "ALREADY_EXISTS", metadata: Mapping[str, object] | None = None
-) -> StatusError:
-    """What the request would create is there already."""
-    return error(grpc.StatusCode.ALREADY_EXISTS, reason, message, metadata=metadata)
-
-
 def aborted(
     message: str, *, reason: str = "ABORTED", metadata: Mapping[str, object] | None = None
 ) -> StatusError:

@@ -35,7 +35,6 @@ def test_an_invalid_argument_names_field_limit_and_fix_on_both_sides() -> None:
     [
         (errors.resource_exhausted("m", limit=3), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.not_found("m"), grpc.StatusCode.NOT_FOUND),
-        (errors.already_exists("m"), grpc.StatusCode.ALREADY_EXISTS),
         (errors.aborted("m"), grpc.StatusCode.ABORTED),
         (errors.failed_precondition("m"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.unavailable("m"), grpc.StatusCode.UNAVAILABLE),
