@@ -23,6 +23,7 @@ from minmo.rpc.errors import StatusError, parse, unavailable
 from minmo.rpc.metadata import call_metadata
 from minmo.v1 import common_pb2, encoder_pb2
 from minmo.v1.encoder_pb2_grpc import EncoderServiceStub
+from services.orchestrator.retry import LOST, back_off
 from services.orchestrator.turn_taking import SAMPLE_RATE_HZ, Activity, samples
 
 if TYPE_CHECKING:
@@ -34,14 +35,6 @@ KEEP_SECONDS = 40.0
 """Audio that is kept to give to another encoder."""
 _PREROLL_MS = 1000.0
 _FEED_LIMIT = 256
-_BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
-_RETRIED = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-}
 
 
 @dataclass(frozen=True)
@@ -236,7 +229,7 @@ class Listener:
         while True:
             status = await self._stream(told_lost=lost_since is not None)
             metrics.UPSTREAM_ERRORS.labels("encoder", status.code.name).inc()
-            if status.code not in _RETRIED:
+            if status.code not in LOST:
                 await self._give_up(status)
                 return
             now = time.monotonic()
@@ -249,7 +242,7 @@ class Listener:
                 )
                 return
             log.warning("encoder lost", error=str(status), attempts=attempts)
-            await asyncio.sleep(_BACKOFF_SECONDS[min(attempts, len(_BACKOFF_SECONDS) - 1)])
+            await back_off(attempts)
             attempts += 1
 
     async def _give_up(self, error: StatusError) -> None:

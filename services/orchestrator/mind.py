@@ -20,12 +20,12 @@ from minmo.rpc.errors import aborted, unavailable
 from minmo.v1 import llm_pb2
 from services.orchestrator.items import Item, token
 from services.orchestrator.link import Link, LlmError, Operation
+from services.orchestrator.retry import back_off
 
 log = structlog.get_logger()
 
 _LOST = {"UPSTREAM", "CACHE_LOST", "WRONG_POSITION", "NO_SLOT", "BUSY", "CANCELLED", "LINK"}
 """Reasons after which reading everything again, a little later, can succeed."""
-_BACKOFF_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8)
 _MESSAGE_BYTES = 1_000_000
 _CANCEL_SECONDS = 2.0
 
@@ -358,7 +358,7 @@ class _Outage:
                 f"the LLM could not be had within {self._seconds:g} s: {failure}",
                 reason="LLM_UNAVAILABLE",
             )
-        await asyncio.sleep(_BACKOFF_SECONDS[min(self._tries, len(_BACKOFF_SECONDS) - 1)])
+        await back_off(self._tries)
         self._tries += 1
 
     async def over(self) -> None:

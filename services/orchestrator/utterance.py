@@ -23,6 +23,7 @@ from minmo.rpc.metadata import call_metadata
 from minmo.v1 import common_pb2, llm_pb2, voice_decoder_pb2
 from minmo.v1.voice_decoder_pb2_grpc import VoiceDecoderServiceStub
 from services.orchestrator.mind import Context, Sampling
+from services.orchestrator.retry import LOST, back_off
 from services.orchestrator.waterfall import Waterfall
 
 if TYPE_CHECKING:
@@ -33,15 +34,7 @@ log = structlog.get_logger()
 FIRST_TEXT_TOKENS = 5
 """Text tokens of a group (paper, section 3.1): the latency model waits for so many."""
 _TOKENS_A_MESSAGE = 64
-_BACKOFF_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8)
 _LATE_PLAYBACK_SECONDS = 2.0
-_RETRIED = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-}
 
 
 class UtteranceState(Enum):
@@ -274,7 +267,7 @@ class Utterance:
             except StatusError as error:
                 status = error
             metrics.UPSTREAM_ERRORS.labels("voice_decoder", status.code.name).inc()
-            if status.code not in _RETRIED:
+            if status.code not in LOST:
                 raise status
             now = time.monotonic()
             if lost_since is None or self._progress > began:
@@ -287,7 +280,7 @@ class Utterance:
                     reason="VOICE_UNAVAILABLE",
                 )
             log.warning("voice decoder lost", error=str(status))
-            await asyncio.sleep(_BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)])
+            await back_off(tries)
             tries += 1
 
     async def _speak_once(self, query: common_pb2.FloatMatrix, *, told_lost: bool) -> None:

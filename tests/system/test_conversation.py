@@ -213,6 +213,8 @@ async def test_a_client_that_vanishes_leaves_its_session_in_order(
         await conversation.send_text("What is the capital of France?")
         report = (await collect(conversation, TurnReport))[-1]
     assert isinstance(report, TurnReport)
+    session = await sessions.get_session(target, session_id)
+    assert session.turns[-1].text == report.heard_text
 
 
 async def test_eight_conversations_at_once_are_all_answered(target: Target) -> None:
@@ -249,11 +251,11 @@ async def test_a_session_can_be_made_listed_and_deleted(stack: Stack) -> None:
         await stub.DeleteSession(
             conversation_pb2.DeleteSessionRequest(session_id=session_id), metadata=me
         )
-        with contextlib.suppress(grpc.aio.AioRpcError):
+        with pytest.raises(grpc.aio.AioRpcError) as gone:
             await stub.GetSession(
                 conversation_pb2.GetSessionRequest(session_id=session_id), metadata=me
             )
-            pytest.fail("the session is still there")
+        assert gone.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_a_text_is_spoken(target: Target) -> None:
