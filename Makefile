@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/minmo/v1/*.proto)
-INSTALLS := pyproject.toml setup.py tools/generate_protos.py $(PROTOS)
+INSTALLS := pyproject.toml setup.py tools/generate_protos.py tests/published.txt $(PROTOS)
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& { echo $$python; break; }; done)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / ".installed"
 DEV_STAMP = VENV / ".installed-dev"
+PUBLISHED = ROOT / "tests" / "published.txt"
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 _SHOWN = ("Collecting ", "Downloading ", "Building ", "Preparing ", "Installing ")
@@ -68,11 +69,10 @@ def make_environment() -> None:
         ) from None
 
 
-def install(what: str, pip_arguments: list[str]) -> None:
-    """Install MinMo with pip, showing on a terminal what it is at. Raises SetUpError."""
+def install(*pip_arguments: str) -> None:
+    """Run `pip install`, showing on a terminal what it is at. Raises SetUpError."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off"]
-    command += ["--disable-pip-version-check", *pip_arguments, "-e", what]
-    print("packages: installing (a few minutes the first time)", flush=True)
+    command += ["--disable-pip-version-check", *pip_arguments]
     began = time.monotonic()
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     with subprocess.Popen(
@@ -85,7 +85,6 @@ def install(what: str, pip_arguments: list[str]) -> None:
     show("", 0)
     if pip.returncode != 0:
         raise SetUpError("pip could not install MinMo's packages:\n" + "".join(tail))
-    print(f"packages: installed in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def show(line: str, seconds: float) -> None:
@@ -105,7 +104,12 @@ def main() -> int:
     try:
         check_machine()
         make_environment()
-        install(".[dev]" if options.dev else ".", options.pip_arguments)
+        print("packages: installing (a few minutes the first time)", flush=True)
+        began = time.monotonic()
+        install(*options.pip_arguments, "-e", ".[dev]" if options.dev else ".")
+        if options.dev:
+            install(*options.pip_arguments, "--no-deps", "-r", str(PUBLISHED))
+        print(f"packages: installed in {time.monotonic() - began:.0f} s", flush=True)
     except SetUpError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1
