@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minmo.model.input_projector import InputProjector, ProjectorState
-from minmo.model.recognizer import RecognizerDecoder
+from minmo.model.moonshine_recognizer import MoonshineRecognizer
 from minmo.model.voice_encoder import (
     SAMPLE_RATE_HZ,
     SAMPLES_PER_FRAME,
@@ -51,7 +51,7 @@ class Recogniser:
     def __init__(
         self,
         encoder: VoiceEncoder,
-        decoder: RecognizerDecoder,
+        decoder: MoonshineRecognizer,
         to_text: Callable[[Sequence[int]], str],
     ) -> None:
         self._encoder = encoder

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from minmo.audio.vad import FRAME_SAMPLES, SileroVad
 from minmo.engine.listening import EmbeddingSchedule, Recogniser, SegmentEmbedder
 from minmo.model.input_projector import InputProjector, InputProjectorConfig, random_input_projector
-from minmo.model.recognizer import RecognizerConfig, RecognizerDecoder
+from minmo.model.moonshine_recognizer import MoonshineRecognizer, MoonshineRecognizerConfig
 from minmo.model.voice_encoder import (
     SAMPLE_RATE_HZ,
     SAMPLES_PER_FRAME,
@@ -60,7 +60,7 @@ class ListeningModels:
             VoiceEncoder(VoiceEncoderConfig.from_checkpoint(config)), state, "encoder"
         )
         decoder = _filled(
-            RecognizerDecoder(RecognizerConfig.from_checkpoint(config)), state, "decoder"
+            MoonshineRecognizer(MoonshineRecognizerConfig.from_checkpoint(config)), state, "decoder"
         )
         decoder.lay_out_for_steps()
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

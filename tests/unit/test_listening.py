@@ -13,7 +13,7 @@ from minmo.engine.listening import (
     split_at_quiet,
 )
 from minmo.model.input_projector import InputProjectorConfig, random_input_projector
-from minmo.model.recognizer import RecognizerConfig, RecognizerDecoder
+from minmo.model.moonshine_recognizer import MoonshineRecognizer, MoonshineRecognizerConfig
 from minmo.model.voice_encoder import VoiceEncoder, VoiceEncoderConfig
 from services.encoder.models import ListeningModels
 from tests.listening import recordings, weights_or_skip, word_error_rate
@@ -176,15 +176,15 @@ def test_a_long_segment_is_cut_where_it_is_quiet() -> None:
 def small_recogniser(heard: list[int]) -> Recogniser:
     """A recogniser of random weights; notes how many tokens each piece gave."""
     torch.manual_seed(0)
-    config = RecognizerConfig(
+    config = MoonshineRecognizerConfig(
         width=16,
         mlp_width=32,
         layers=1,
         heads=2,
         rotary_dim=6,
         rotary_theta=10_000.0,
-        max_positions=194,
-        vocabulary=50,
+        max_tokens=194,
+        vocabulary_size=50,
         start_token=1,
         end_token=2,
     )
@@ -193,7 +193,7 @@ def small_recogniser(heard: list[int]) -> Recogniser:
         heard.append(len(list(tokens)))  # type: ignore[call-overload]
         return "words "
 
-    return Recogniser(ENCODER, RecognizerDecoder(config).eval(), to_text)
+    return Recogniser(ENCODER, MoonshineRecognizer(config).eval(), to_text)
 
 
 def test_silence_and_too_little_have_no_words_and_cost_nothing() -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import MoonshineConfig, MoonshineForConditionalGeneration
 
-from minmo.model.recognizer import RecognizerConfig, RecognizerDecoder, repetition
+from minmo.model.moonshine_recognizer import MoonshineRecognizer, MoonshineRecognizerConfig
+from minmo.model.repetition import repetition
 from minmo.model.voice_encoder import (
     SAMPLES_PER_FRAME,
     SAMPLES_SEEN_PER_FRAME,
@@ -27,7 +28,7 @@ class Pair:
 
     reference: MoonshineForConditionalGeneration
     encoder: VoiceEncoder
-    decoder: RecognizerDecoder
+    decoder: MoonshineRecognizer
     clip: Tensor
 
 
@@ -71,7 +72,7 @@ def pair(
 ) -> Pair:
     encoder = VoiceEncoder(VoiceEncoderConfig.from_checkpoint(config)).eval()
     encoder.load_state_dict(part(state, "encoder"))
-    decoder = RecognizerDecoder(RecognizerConfig.from_checkpoint(config)).eval()
+    decoder = MoonshineRecognizer(MoonshineRecognizerConfig.from_checkpoint(config)).eval()
     decoder.load_state_dict(part(state, "decoder"))
     decoder.lay_out_for_steps()
     return Pair(reference, encoder, decoder, clip)

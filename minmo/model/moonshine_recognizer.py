@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from minmo.model.attention import FusedProjections
 from minmo.model.interleaved_rotary import rotary_table, rotate
+from minmo.model.repetition import repetition
 
 
 @dataclass(frozen=True)
-class RecognizerConfig:
+class MoonshineRecognizerConfig:
     """Sizes and special tokens of the recogniser."""
 
     width: int
@@ -28,8 +29,8 @@ class RecognizerConfig:
     heads: int
     rotary_dim: int
     rotary_theta: float
-    max_positions: int
-    vocabulary: int
+    max_tokens: int
+    vocabulary_size: int
     start_token: int
     end_token: int
 
@@ -46,8 +47,8 @@ class RecognizerConfig:
             heads=heads,
             rotary_dim=int(head_dim * float(rope["partial_rotary_factor"])),
             rotary_theta=float(rope["rope_theta"]),
-            max_positions=int(config["max_position_embeddings"]),
-            vocabulary=int(config["vocab_size"]),
+            max_tokens=int(config["max_position_embeddings"]),
+            vocabulary_size=int(config["vocab_size"]),
             start_token=int(config["decoder_start_token_id"]),
             end_token=int(config["eos_token_id"]),
         )
@@ -58,7 +59,7 @@ class RecognizerCache:
 
     Attributes:
         length: tokens that the cache holds.
-        said: `[layers, 2, 1, heads, max_positions, head_dim]`, filled up to `length`.
+        said: `[layers, 2, 1, heads, max_tokens, head_dim]`, filled up to `length`.
         heard: for each layer keys and values of the frames, `[1, heads, frames, head_dim]`.
     """
 
@@ -68,18 +69,18 @@ class RecognizerCache:
         self.heard = heard
 
 
-class RecognizerDecoder(nn.Module):
+class MoonshineRecognizer(nn.Module):
     """A Transformer decoder that reads encoder frames through cross-attention."""
 
     rotary: Tensor
 
-    def __init__(self, config: RecognizerConfig) -> None:
+    def __init__(self, config: MoonshineRecognizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+        self.embed_tokens = nn.Embedding(config.vocabulary_size, config.width)
         self.layers = nn.ModuleList([RecognizerLayer(config) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(config.width, bias=False)
-        table = rotary_table(config.max_positions, config.rotary_dim, config.rotary_theta)
+        table = rotary_table(config.max_tokens, config.rotary_dim, config.rotary_theta)
         self.register_buffer("rotary", table, persistent=False)
 
     def lay_out_for_steps(self) -> None:
@@ -104,7 +105,7 @@ class RecognizerDecoder(nn.Module):
             2,
             1,
             config.heads,
-            config.max_positions,
+            config.max_tokens,
             config.width // config.heads,
         )
         heard = [cast("RecognizerLayer", layer).hear(frames) for layer in self.layers]
@@ -121,9 +122,9 @@ class RecognizerDecoder(nn.Module):
             `[1, tokens, vocabulary]`: logits of the token after each.
         """
         begin, end = cache.length, cache.length + tokens.shape[1]
-        if end > self.config.max_positions:
+        if end > self.config.max_tokens:
             raise ValueError(
-                f"{end} tokens do not fit: an utterance has at most {self.config.max_positions}"
+                f"{end} tokens do not fit: an utterance has at most {self.config.max_tokens}"
             )
         hidden = self.embed_tokens(tokens)
         table = self.rotary[:, begin:end]
@@ -146,7 +147,7 @@ class RecognizerDecoder(nn.Module):
         cache = self.start(frames)
         tokens: list[int] = []
         token = self.config.start_token
-        for _ in range(min(max_tokens, self.config.max_positions - 1)):
+        for _ in range(min(max_tokens, self.config.max_tokens - 1)):
             token = int(self(torch.tensor([[token]]), cache)[0, -1].argmax())
             if token == self.config.end_token:
                 break
@@ -156,29 +157,10 @@ class RecognizerDecoder(nn.Module):
         return tokens
 
 
-def repetition(tokens: list[int], *, longest: int = 12, times: int = 4) -> int:
-    """Tokens to cut from the end, if the end is one phrase said over and over.
-
-    A greedy decoder that has lost the audio repeats a phrase up to its limit. People repeat a
-    word too ("no, no, no"), so a phrase counts from its fourth time on, and one of a single
-    token from its eighth; one saying of it stays.
-
-    Args:
-        tokens: what was decoded so far.
-        longest: longest phrase looked for, in tokens.
-        times: how often a phrase of two or more tokens must stand at the end.
-    """
-    for size in range(1, longest + 1):
-        count = times if size > 1 else 2 * times
-        if len(tokens) >= size * count and tokens[-size * count :] == tokens[-size:] * count:
-            return size * (count - 1)
-    return 0
-
-
 class RecognizerLayer(nn.Module):
     """Attention to what was said, attention to what was heard, then a gated MLP."""
 
-    def __init__(self, config: RecognizerConfig) -> None:
+    def __init__(self, config: MoonshineRecognizerConfig) -> None:
         super().__init__()
         self.input_layernorm = nn.LayerNorm(config.width, bias=False)
         self.self_attn = FusedProjections(config.width, config.heads)
@@ -204,7 +186,7 @@ class RecognizerLayer(nn.Module):
         Args:
             hidden: `[1, tokens, width]`.
             table: rows of `rotary_table` for these positions.
-            said: `[2, 1, heads, max_positions, head_dim]`, the layer's keys and values.
+            said: `[2, 1, heads, max_tokens, head_dim]`, the layer's keys and values.
             begin: positions that `said` holds already.
             heard: keys and values of the encoder's frames.
         """
@@ -256,7 +238,7 @@ class CrossAttention(nn.Module):
 class GatedMlp(nn.Module):
     """A linear layer gated by the SiLU of another (one matrix), then a linear layer back."""
 
-    def __init__(self, config: RecognizerConfig) -> None:
+    def __init__(self, config: MoonshineRecognizerConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.width, 2 * config.mlp_width)
         self.fc2 = nn.Linear(config.mlp_width, config.width)
