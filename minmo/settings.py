@@ -248,9 +248,6 @@ class EncoderSettings(ServiceSettings):
     vad_threshold: float = Field(
         0.5, gt=0, lt=1, description="probability from which a frame counts as speech"
     )
-    embedding_width: int = Field(
-        576, ge=8, le=65_536, description="width of a speech embedding: the LLM's"
-    )
 
 
 class LlmSettings(ServiceSettings):
@@ -294,6 +291,34 @@ class VoiceDecoderSettings(ServiceSettings):
     """The voice decoder: text tokens and hidden states in, PCM out."""
 
     preset: str = Field("mini", min_length=1, description="preset whose voice is loaded")
+    voice: Literal["pico", "neural"] = Field(
+        "pico", description="who speaks: SVOX Pico, or the preset's own network"
+    )
+    speaker: FilePath | None = Field(
+        None, description="safetensors file of the speaker of --voice neural"
+    )
+    random_weights: bool = Field(
+        False, description="with --voice neural: untrained weights and nobody's voice, to measure"
+    )
+    slots: int = Field(
+        4, ge=1, le=4096, description="utterances that --voice neural computes at once"
+    )
+    context: int = Field(
+        2048, ge=64, le=131_072, description="positions of the voice token LM for each of them"
+    )
+    lanes: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="slots whose audio is computed together, a divisor of --slots; 0 takes one on "
+        "a CPU and all on a GPU. More on a CPU serve more people, with other last bits",
+    )
+    max_waiting: int = Field(
+        16, ge=0, le=100_000, description="further utterances that may wait for a slot"
+    )
+    slot_deadline_seconds: float = Field(
+        5.0, gt=0, le=3600, description="longest wait of an utterance for a slot"
+    )
     max_text_characters: int = Field(
         2000, ge=1, le=100_000, description="longest text of one utterance"
     )

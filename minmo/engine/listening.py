@@ -8,25 +8,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from minmo.model.input_projector import InputProjector, ProjectorState
-from minmo.model.moonshine_recognizer import MoonshineRecognizer
-from minmo.model.voice_encoder import (
-    SAMPLE_RATE_HZ,
+from minmo.model.block_streaming import SAMPLE_RATE_HZ
+from minmo.model.input_projector import InputProjector
+from minmo.model.moonshine_encoder import (
     SAMPLES_PER_FRAME,
     SAMPLES_SEEN_PER_FRAME,
-    VoiceEncoder,
-    frames_of,
+    MoonshineEncoder,
 )
+from minmo.model.voice_encoder import VoiceEncoder
 
 Samples = NDArray[np.float32]
 
-# Moonshine saw clips up to this length, and its decoder has positions for little more.
+# Moonshine's decoder has positions for little more; Whisper takes up to 30 s.
 _LONGEST_PIECE_SECONDS = 20.0
 # A longer segment is cut into pieces of about this length, at the quietest moment nearby.
 _PIECE_SECONDS = 16.0
@@ -43,20 +43,20 @@ class Recogniser:
     """The words of stretches of speech.
 
     Args:
-        encoder: the voice encoder.
-        decoder: the decoder that was trained with it.
+        read: samples `[1, samples]` and a limit to at most so many tokens (`minmo.engine.reading`).
         to_text: tokens to text.
+        shortest: samples that `read` needs.
     """
 
     def __init__(
         self,
-        encoder: VoiceEncoder,
-        decoder: MoonshineRecognizer,
+        read: Callable[[Tensor, int], Sequence[int]],
         to_text: Callable[[Sequence[int]], str],
+        shortest: int = 0,
     ) -> None:
-        self._encoder = encoder
-        self._decoder = decoder
+        self._read = read
         self._to_text = to_text
+        self._shortest = shortest
 
     @torch.inference_mode()
     def transcribe(self, samples: Samples) -> str:
@@ -71,10 +71,9 @@ class Recogniser:
         if len(samples) == 0 or _loudest_rms(samples) < _SILENT_RMS:
             return ""
         seconds = len(samples) / SAMPLE_RATE_HZ
-        padded = _pad(samples, SAMPLES_SEEN_PER_FRAME)
-        frames = self._encoder(torch.from_numpy(padded)[None])
+        padded = _pad(samples, self._shortest)
         limit = math.ceil(seconds * _TOKENS_PER_SECOND) + _EXTRA_TOKENS
-        return self._to_text(self._decoder.greedy(frames, limit)).strip()
+        return self._to_text(self._read(torch.from_numpy(padded)[None], limit)).strip()
 
 
 def split_at_quiet(samples: Samples) -> list[Samples]:
@@ -147,8 +146,124 @@ class EmbeddingSchedule:
         return self.look_ahead + self.step - self.embedding
 
 
-class SegmentEmbedder:
-    """The speech embeddings of one segment, as its audio comes in.
+class Schedule(Protocol):
+    """When a stream's embeddings are made; all in samples at 16 kHz."""
+
+    @property
+    def embedding(self) -> int:
+        """That one speech embedding stands for."""
+
+    @property
+    def step(self) -> int:
+        """Between two encodings."""
+
+    @property
+    def longest_wait(self) -> int:
+        """Behind an embedding's own after which it is final, at the latest."""
+
+
+@dataclass(frozen=True)
+class StreamingSchedule:
+    """The schedule of a `StreamingEmbedder`; see `Schedule`."""
+
+    embedding: int
+    step: int
+    look_ahead: int
+
+    @classmethod
+    def of(cls, encoder: VoiceEncoder, projector: InputProjector) -> StreamingSchedule:
+        """That of an encoder and the projector behind it."""
+        unit = projector.config.stride * encoder.samples_per_frame
+        return cls(unit, encoder.block_samples, encoder.look_ahead)
+
+    @property
+    def longest_wait(self) -> int:
+        """Samples behind an embedding's own after which it is final, at the latest."""
+        return self.look_ahead + self.step + self.embedding
+
+
+class Embedder(Protocol):
+    """The speech embeddings of one segment, as its audio comes in."""
+
+    @property
+    def samples(self) -> int:
+        """Samples taken so far."""
+
+    def process(self, chunk: Samples) -> Tensor:
+        """Takes the next samples `[samples]`, gives the final embeddings `[embeddings, width]`."""
+
+    def finish(self, samples: int) -> Tensor:
+        """Ends the segment at so many samples, at most those taken; gives the last embeddings."""
+
+
+class StreamingEmbedder:
+    """Embeds with an encoder whose weights are adapted to the mask of its stream.
+
+    Args:
+        encoder: the voice encoder.
+        projector: makes embeddings of its frames.
+    """
+
+    def __init__(self, encoder: VoiceEncoder, projector: InputProjector) -> None:
+        self._encoder, self._projector = encoder, projector
+        kind = next(projector.parameters())
+        self._encoder_state = encoder.initial_state(1, kind.device, kind.dtype)
+        self._projector_state = projector.initial_state(1, kind.device, kind.dtype)
+        self._device = kind.device
+        self._unit = projector.config.stride * encoder.samples_per_frame
+        self.samples = 0
+        """Samples taken so far."""
+        self.embeddings = 0
+        """Embeddings given so far."""
+
+    @torch.inference_mode()
+    def process(self, chunk: Samples) -> Tensor:
+        """Takes the next samples, gives the embeddings that became final.
+
+        Args:
+            chunk: `[samples]` at 16 kHz, any number.
+
+        Returns:
+            `[embeddings, width]`, float32.
+        """
+        self.samples += len(chunk)
+        return self._embed(chunk)
+
+    @torch.inference_mode()
+    def finish(self, samples: int) -> Tensor:
+        """Ends the segment, gives the embeddings that waited for look-ahead.
+
+        Args:
+            samples: length of the segment, at most what was taken; what was taken beyond counts
+                only where it is final already.
+
+        Returns:
+            `[embeddings, width]`, float32: up to number `ceil(samples / samples an embedding)`.
+        """
+        if samples > self.samples:
+            raise ValueError(
+                f"the segment holds {self.samples} samples, it cannot end at {samples}"
+            )
+        wanted = -(-samples // self._unit) - self.embeddings
+        # Behind the end of a segment frames see silence.
+        beyond = self._encoder.block_samples + self._encoder.look_ahead + self._unit
+        made = self._embed(np.zeros(beyond, np.float32))[: max(0, wanted)]
+        return made
+
+    def _embed(self, chunk: Samples) -> Tensor:
+        if not len(chunk):
+            return torch.zeros(0, self._projector.config.output_width)
+        samples = torch.from_numpy(chunk)[None].to(self._device)
+        lengths = torch.tensor([len(chunk)], device=self._device)
+        frames, counts = self._encoder.step(samples, lengths, self._encoder_state)
+        made, counts = self._projector.step(frames, counts, self._projector_state)
+        embeddings = made[0, : int(counts)].float().cpu()
+        self.embeddings += len(embeddings)
+        return embeddings
+
+
+class WindowEmbedder:
+    """Embeds with an encoder that was trained on whole clips, by encoding its last seconds anew.
 
     Embedding i stands for samples `[768 i, 768 (i + 1))` of the segment (with the default sizes);
     the last of a segment may stand for fewer.
@@ -160,7 +275,7 @@ class SegmentEmbedder:
     """
 
     def __init__(
-        self, encoder: VoiceEncoder, projector: InputProjector, schedule: EmbeddingSchedule
+        self, encoder: MoonshineEncoder, projector: InputProjector, schedule: EmbeddingSchedule
     ) -> None:
         expected = projector.config.stride * SAMPLES_PER_FRAME
         if schedule.embedding != expected:
@@ -171,7 +286,7 @@ class SegmentEmbedder:
         self._encoder = encoder
         self._projector = projector
         self._schedule = schedule
-        self._state = ProjectorState()
+        self._state = projector.initial_state(1)
         self._held: Samples = np.zeros(0, np.float32)
         self._held_start = 0
         self._next_step = schedule.step
@@ -236,13 +351,17 @@ class SegmentEmbedder:
         # Frames see beyond their own samples: behind the end of a segment they see silence.
         unseen = SAMPLES_SEEN_PER_FRAME - SAMPLES_PER_FRAME
         clip = _pad(clip, final * self._unit - start + unseen)
-        assert frames_of(len(clip)) >= (final * self._unit - start) // SAMPLES_PER_FRAME
+        assert (
+            self._encoder.frames_of(len(clip)) >= (final * self._unit - start) // SAMPLES_PER_FRAME
+        )
         frames = self._encoder(torch.from_numpy(clip)[None])
         begin, stop = (
             (number * self._unit - start) // SAMPLES_PER_FRAME for number in (first, final)
         )
         self.embeddings = final
-        return self._projector.stream(frames[:, begin:stop], self._state)[0]
+        lengths = torch.tensor([stop - begin])
+        made, counts = self._projector.step(frames[:, begin:stop], lengths, self._state)
+        return made[0, : int(counts)]
 
     def _window_start(self, end: int) -> int:
         start = max(0, end - self._schedule.window)

@@ -1,20 +1,27 @@
 """The input projector: the voice encoder's frames to speech embeddings of the LLM's width.
 
-Two Transformer layers and one convolution that halves the rate, as in the paper. Attention looks
-back only, over a bounded number of frames, and the convolution is causal, so a stream that gets
-its frames piece by piece makes exactly what the whole clip makes.
+Two Transformer layers and one convolution that halves the rate, as in the paper (Table 1).
+Attention looks back only, over a bounded number of frames, and the convolution is causal, so a
+stream that gets its frames piece by piece makes exactly what the whole clip makes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minmo.model.attention import FusedProjections
-from minmo.model.interleaved_rotary import rotary_table, rotate
+from minmo.model.causal_transformer import CausalLayerState, CausalTransformerLayer
+from minmo.model.streaming import (
+    SlotState,
+    advance,
+    band_mask,
+    context_positions,
+    frame_positions,
+    is_there,
+)
 
 
 @dataclass(frozen=True)
@@ -23,39 +30,41 @@ class InputProjectorConfig:
 
     Attributes:
         input_width: channels of the voice encoder's frames.
-        output_width: channels of the LLM's embeddings.
+        width: channels of the Transformer layers; where it differs from the encoder's, a linear
+            layer stands before them.
         mlp_width: inner channels of a Transformer layer's MLP.
         heads: attention heads of a Transformer layer.
+        output_width: channels of the LLM's embeddings.
         layers: Transformer layers.
         left_context: frames before its own that a frame attends to in each layer.
-        stride: frames for each speech embedding.
         kernel_size: frames that the convolution sees, the last `stride` of them its own.
+        stride: frames for each speech embedding.
     """
 
     input_width: int
-    output_width: int
+    width: int
     mlp_width: int
     heads: int
+    output_width: int
     layers: int = 2
     left_context: int = 84
-    stride: int = 2
     kernel_size: int = 4
+    stride: int = 2
 
 
 @dataclass
-class ProjectorState:
-    """What a stream remembers between two pieces.
+class InputProjectorState(SlotState):
+    """What the projector remembers of each stream.
 
     Attributes:
-        position: frames read so far.
-        contexts: for each layer, keys and values `[2, batch, heads, left_context, head_dim]` of
-            the last frames, fewer at the start.
-        tail: `[batch, frames, width]`, what the next window of the convolution starts with.
+        position: `[slots]`, frames read so far.
+        layers: of the Transformer layers.
+        tail: `[slots, kernel_size - 1, width]`, the last frames that the convolution may see again.
     """
 
-    position: int = 0
-    contexts: list[Tensor] = field(default_factory=list)
-    tail: Tensor | None = None
+    position: Tensor
+    layers: list[CausalLayerState]
+    tail: Tensor
 
 
 class InputProjector(nn.Module):
@@ -69,106 +78,117 @@ class InputProjector(nn.Module):
                 "or frames are lost"
             )
         self.config = config
-        self.layers = nn.ModuleList([ProjectorLayer(config) for _ in range(config.layers)])
+        self.in_proj: nn.Module = nn.Identity()
+        if config.width != config.input_width:
+            self.in_proj = nn.Linear(config.input_width, config.width)
+        self._layers = [
+            CausalTransformerLayer(
+                config.width, config.heads, config.mlp_width, config.left_context
+            )
+            for _ in range(config.layers)
+        ]
+        self.layers = nn.ModuleList(self._layers)
         self.conv = nn.Conv1d(
-            config.input_width, config.output_width, config.kernel_size, stride=config.stride
+            config.width, config.output_width, config.kernel_size, stride=config.stride
         )
         self.norm = nn.LayerNorm(config.output_width)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """Projects a whole clip.
+    def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Projects whole clips.
 
         Args:
-            frames: `[batch, frames, input_width]`; a last one without its pair is left out.
+            frames: `[batch, frames, input_width]`; the last ones that are too few for an
+                embedding are left out.
+            lengths: `[batch]`, how many frames of each clip are there; all if None.
 
         Returns:
-            `[batch, frames // stride, output_width]`.
-        """
-        return self.stream(frames, ProjectorState())
-
-    def stream(self, frames: Tensor, state: ProjectorState) -> Tensor:
-        """Projects the next frames of a stream.
-
-        Args:
-            frames: `[batch, frames, input_width]`, any number.
-            state: of the stream; a new one starts it. Changed in place.
-
-        Returns:
-            `[batch, embeddings, output_width]`: those that these frames completed.
+            `[batch, frames // stride, output_width]`, zeros behind a clip's own
+            `lengths // stride`.
         """
         config = self.config
-        length, head_dim = frames.shape[1], config.input_width // config.heads
-        if not state.contexts:
-            shape = (2, frames.shape[0], config.heads, 0, head_dim)
-            state.contexts = [frames.new_zeros(shape) for _ in self.layers]
-        if state.tail is None:
-            before = config.kernel_size - config.stride
-            state.tail = frames.new_zeros(frames.shape[0], before, config.input_width)
-        held = state.contexts[0].shape[3]
-        table = rotary_table(state.position + length, head_dim, 10_000.0)[:, state.position :]
-        table = table.to(frames)
-        mask = _band(length, held, config.left_context, frames.device)
-        hidden = frames
-        for index, layer in enumerate(self.layers):
-            hidden, state.contexts[index] = layer(hidden, table, mask, state.contexts[index])
-        state.position += length
-        return self._downsample(hidden, state)
+        count = frames.shape[1] // config.stride
+        if lengths is not None:
+            frames = _cleared(frames, lengths)
+        hidden = self.in_proj(frames)
+        for layer in self._layers:
+            hidden = layer(hidden)
+        padded = F.pad(
+            hidden[:, : count * config.stride], (0, 0, config.kernel_size - config.stride, 0)
+        )
+        embeddings = self._downsample(padded, count)
+        return embeddings if lengths is None else _cleared(embeddings, lengths // config.stride)
 
-    def _downsample(self, hidden: Tensor, state: ProjectorState) -> Tensor:
-        assert state.tail is not None
-        waiting = torch.cat((state.tail, hidden), dim=1)
-        windows = (waiting.shape[1] - self.config.kernel_size) // self.config.stride + 1
-        if windows <= 0:
-            state.tail = waiting
-            return waiting.new_empty(waiting.shape[0], 0, self.config.output_width)
-        state.tail = waiting[:, windows * self.config.stride :]
-        projected = self.conv(waiting.transpose(1, 2)).transpose(1, 2)
-        embeddings: Tensor = self.norm(projected)
+    def initial_state(
+        self, slots: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> InputProjectorState:
+        """The state of streams that start."""
+        config = self.config
+        shape = (slots, config.kernel_size - 1, config.width)
+        return InputProjectorState(
+            torch.zeros(slots, device=device, dtype=torch.int64),
+            [layer.initial_state(slots, device, dtype) for layer in self._layers],
+            torch.zeros(shape, device=device, dtype=dtype),
+        )
+
+    def step(
+        self, frames: Tensor, lengths: Tensor, state: InputProjectorState
+    ) -> tuple[Tensor, Tensor]:
+        """Projects the next frames of each stream.
+
+        Args:
+            frames: `[slots, frames, input_width]`, any number.
+            lengths: `[slots]`, how many of them are there.
+            state: changed in place.
+
+        Returns:
+            `[slots, (frames + stride - 1) // stride, output_width]`, the embeddings that these
+            frames completed, and `[slots]`, how many of them are there.
+        """
+        config = self.config
+        length, position = frames.shape[1], state.position.clone()
+        in_sight = context_positions(position, lengths, config.left_context, length)
+        mask = band_mask(frame_positions(position, length), in_sight, config.left_context)
+        hidden = self.in_proj(_cleared(frames, lengths))
+        for layer, layer_state in zip(self._layers, state.layers, strict=True):
+            hidden = layer.step(hidden, lengths, mask, layer_state)
+        joined, tail = advance(state.tail, hidden, lengths)
+        state.tail.copy_(tail)
+        state.position.add_(lengths)
+        count = (length + config.stride - 1) // config.stride
+        windows = self._windows(joined, position % config.stride, count)
+        counts = (position + lengths) // config.stride - position // config.stride
+        return self._downsample(windows, count), counts
+
+    def _windows(self, joined: Tensor, waiting: Tensor, count: int) -> Tensor:
+        """What the convolution sees of each slot.
+
+        Args:
+            joined: `[slots, kernel_size - 1 + frames, width]`.
+            waiting: `[slots]`, frames that came before and still wait for their embedding.
+            count: embeddings that a slot may complete.
+
+        Returns:
+            `[slots, kernel_size - stride + count * stride, width]`.
+        """
+        config = self.config
+        seen = config.kernel_size - config.stride + count * config.stride
+        # With no frame waiting the first window ends `stride` frames behind the tail.
+        first = config.stride - 1 - waiting
+        rows = first[:, None] + torch.arange(seen, device=joined.device)
+        # Rows behind the last frame belong to embeddings that are not complete yet.
+        rows = rows.clamp(max=joined.shape[1] - 1)
+        return joined.gather(1, rows[:, :, None].expand(-1, -1, config.width))
+
+    def _downsample(self, windows: Tensor, count: int) -> Tensor:
+        if count == 0:
+            return windows.new_empty(windows.shape[0], 0, self.config.output_width)
+        embeddings: Tensor = self.norm(self.conv(windows.transpose(1, 2)).transpose(1, 2))
         return embeddings
 
 
-class ProjectorLayer(nn.Module):
-    """Attention to the past, then an MLP; both behind a layer norm."""
-
-    def __init__(self, config: InputProjectorConfig) -> None:
-        super().__init__()
-        self.left_context = config.left_context
-        self.input_layernorm = nn.LayerNorm(config.input_width)
-        self.self_attn = FusedProjections(config.input_width, config.heads)
-        self.post_attention_layernorm = nn.LayerNorm(config.input_width)
-        self.mlp = nn.Sequential(
-            nn.Linear(config.input_width, config.mlp_width),
-            nn.GELU(),
-            nn.Linear(config.mlp_width, config.input_width),
-        )
-
-    def forward(
-        self, hidden: Tensor, table: Tensor, mask: Tensor, context: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Reads the next frames.
-
-        Args:
-            hidden: `[batch, frames, width]`.
-            table: rows of `rotary_table` for these frames.
-            mask: `[frames, held + frames]`, true where a frame attends.
-            context: `[2, batch, heads, held, head_dim]`, keys and values before these frames.
-
-        Returns:
-            The frames, `[batch, frames, width]`, and the context of the next ones.
-        """
-        joined = self.self_attn.split_heads(self.input_layernorm(hidden))
-        query, key = rotate(joined[:2], table)
-        both = torch.cat((context, torch.stack((key, joined[2]))), dim=3)
-        attended = F.scaled_dot_product_attention(query, both[0], both[1], mask)
-        hidden = hidden + self.self_attn.merge_heads(attended)
-        hidden = hidden + self.mlp(self.post_attention_layernorm(hidden))
-        return hidden, both[:, :, :, max(0, both.shape[3] - self.left_context) :]
-
-
-def _band(length: int, held: int, left_context: int, device: torch.device) -> Tensor:
-    frame = torch.arange(held, held + length, device=device)[:, None]
-    other = torch.arange(held + length, device=device)[None]
-    return (other <= frame) & (other >= frame - left_context)
+def _cleared(frames: Tensor, lengths: Tensor) -> Tensor:
+    """Zeros behind each length: what stands there may be anything, even no number."""
+    return frames.masked_fill(~is_there(lengths, frames.shape[1])[:, :, None], 0)
 
 
 def random_input_projector(config: InputProjectorConfig, seed: int = 0) -> InputProjector:

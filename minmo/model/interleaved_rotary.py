@@ -17,12 +17,28 @@ def rotary_table(positions: int, rotary_dim: int, theta: float) -> Tensor:
     return torch.stack((angles.cos(), angles.sin()))
 
 
+def rotary_rows(positions: Tensor, rotary_dim: int, theta: float) -> Tensor:
+    """Rows of `rotary_table` for streams that go on for hours, whose angles need float64.
+
+    Args:
+        positions: `[batch, frames]`.
+        rotary_dim: channels of a head that are turned.
+        theta: base of the frequencies.
+
+    Returns:
+        `[2, batch, 1, frames, rotary_dim // 2]`: cosines, then sines, float64.
+    """
+    pairs = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=positions.device)
+    angles = positions[:, None, :, None] * theta ** -(pairs / rotary_dim)
+    return torch.stack((angles.cos(), angles.sin()))
+
+
 def rotate(heads: Tensor, table: Tensor) -> Tensor:
     """Turns the leading channels of each head by its position; the rest passes through.
 
     Args:
         heads: `[..., heads, frames, head_dim]`.
-        table: `[2, frames, pairs]`, the rows of `rotary_table` for these frames.
+        table: `[2, frames, pairs]` or more in front, the rows of `rotary_table` for these frames.
     """
     cos, sin = table[0], table[1]
     rotary_dim = 2 * cos.shape[-1]

@@ -1,128 +1,109 @@
-"""The voice encoder: samples in, one vector for every 24 ms out (Moonshine's encoder).
+"""The voice encoder: samples in, frames for the input projector out.
 
-Three convolutions over the raw waveform, then a Transformer with rotary positions. Parameters are
-named as in `transformers`, without the prefix `model.encoder.`.
+What every family of encoders offers. Each was trained on whole clips; each streams under a mask of
+blocks, with the same weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Protocol, TypeAlias
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+import torch
+from torch import Tensor
 
-from minmo.model.attention import FusedProjections
-from minmo.model.interleaved_rotary import rotary_table, rotate
+from minmo.model.block_streaming import EncoderState
+from minmo.model.moonshine_encoder import MoonshineEncoder, MoonshineEncoderConfig
+from minmo.model.sense_voice_encoder import SenseVoiceEncoder, SenseVoiceEncoderConfig
+from minmo.model.whisper_encoder import WhisperEncoder, WhisperEncoderConfig
 
-SAMPLE_RATE_HZ = 16_000
-SAMPLES_PER_FRAME = 384
-"""Hop of the three strides, 64 * 3 * 2: 24 ms."""
-SAMPLES_SEEN_PER_FRAME = 895
-"""A frame sees this many samples from its first one on: its own and the next 511."""
+VoiceEncoderConfig: TypeAlias = (
+    MoonshineEncoderConfig | WhisperEncoderConfig | SenseVoiceEncoderConfig
+)
 
 
-@dataclass(frozen=True)
-class VoiceEncoderConfig:
-    """Sizes of the voice encoder."""
+class VoiceEncoder(Protocol):
+    """Encodes speech at 16 kHz, as a whole or as it comes in.
 
+    Attributes:
+        sample_rate: 16,000 Hz.
+        samples_per_frame: from one frame to the next.
+        width: channels of a frame.
+        look_ahead: samples behind a block that must be there before it can be encoded.
+    """
+
+    sample_rate: int
+    samples_per_frame: int
     width: int
-    mlp_width: int
-    layers: int
-    heads: int
-    rotary_dim: int
-    rotary_theta: float
+    look_ahead: int
 
-    @classmethod
-    def from_checkpoint(cls, config: Mapping[str, Any]) -> Self:
-        """Reads the `config.json` of a Moonshine checkpoint."""
-        heads = int(config["encoder_num_attention_heads"])
-        rope = config["rope_parameters"]
-        head_dim = int(config["hidden_size"]) // heads
-        return cls(
-            width=int(config["hidden_size"]),
-            mlp_width=int(config["intermediate_size"]),
-            layers=int(config["encoder_num_hidden_layers"]),
-            heads=heads,
-            rotary_dim=int(head_dim * float(rope["partial_rotary_factor"])),
-            rotary_theta=float(rope["rope_theta"]),
-        )
+    @property
+    def block_samples(self) -> int:
+        """Samples that one block of the stream stands for."""
 
+    @property
+    def shortest_clip(self) -> int:
+        """Samples that one frame needs."""
 
-def frames_of(samples: int) -> int:
-    """Frames that the encoder makes of this many samples."""
-    return max(0, (samples - SAMPLES_SEEN_PER_FRAME) // SAMPLES_PER_FRAME + 1)
-
-
-class VoiceEncoder(nn.Module):
-    """Encodes whole clips; its first normalisation is over the clip, so clips are not padded."""
-
-    def __init__(self, config: VoiceEncoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        width = config.width
-        self.conv1 = nn.Conv1d(1, width, kernel_size=127, stride=64, bias=False)
-        self.groupnorm = nn.GroupNorm(num_groups=1, num_channels=width, eps=1e-5)
-        self.conv2 = nn.Conv1d(width, 2 * width, kernel_size=7, stride=3)
-        self.conv3 = nn.Conv1d(2 * width, width, kernel_size=3, stride=2)
-        self.layers = nn.ModuleList([VoiceEncoderLayer(config) for _ in range(config.layers)])
-        self.layer_norm = nn.LayerNorm(width, bias=False)
+    def __call__(self, samples: Tensor) -> Tensor:
+        """`forward`."""
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Encodes clips of one length.
+        """Whole clips as the weights were trained: every frame sees all others.
 
         Args:
-            samples: `[batch, samples]` at 16 kHz, -1 to 1; at least `SAMPLES_SEEN_PER_FRAME`.
+            samples: `[batch, samples]`, -1 to 1.
 
         Returns:
-            `[batch, frames, width]`; frame i stands for samples `384 i` to `384 (i + 1)`.
+            `[batch, frames, width]`.
         """
-        if samples.shape[-1] < SAMPLES_SEEN_PER_FRAME:
-            raise ValueError(
-                f"a clip of {samples.shape[-1]} samples is too short for one frame: "
-                f"pad it to {SAMPLES_SEEN_PER_FRAME}"
-            )
-        hidden = F.tanh(self.conv1(samples[:, None]))
-        hidden = F.gelu(self.conv2(self.groupnorm(hidden)))
-        hidden = F.gelu(self.conv3(hidden)).transpose(1, 2).contiguous()
-        table = rotary_table(hidden.shape[1], self.config.rotary_dim, self.config.rotary_theta)
-        table = table.to(hidden)
-        for layer in self.layers:
-            hidden = layer(hidden, table)
-        encoded: Tensor = self.layer_norm(hidden)
-        return encoded
+
+    def forward_causal(self, samples: Tensor) -> Tensor:
+        """Whole clips under the mask of the stream; equals what `step` and `flush` give.
+
+        Args:
+            samples: `[batch, samples]`, -1 to 1.
+
+        Returns:
+            `[batch, frames, width]`.
+        """
+
+    def initial_state(
+        self, slots: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> EncoderState:
+        """The state of streams that start."""
+
+    def step(self, samples: Tensor, lengths: Tensor, state: EncoderState) -> tuple[Tensor, Tensor]:
+        """Takes the next samples of each slot's stream.
+
+        Args:
+            samples: `[slots, samples]`, any number, so many in every call for fixed shapes.
+            lengths: `[slots]`, how many of them are there.
+            state: changed in place.
+
+        Returns:
+            `[slots, ceil(samples / block_samples) * block_frames, width]`, and for each slot how
+            many of these frames are there, `[slots]`.
+        """
+
+    def flush(self, ending: Tensor, state: EncoderState) -> tuple[Tensor, Tensor]:
+        """Ends the streams in some slots, which are then free for others.
+
+        Args:
+            ending: `[slots]`, true for those.
+            state: changed in place.
+
+        Returns:
+            `[slots, block_frames, width]`, the frames that waited for the rest of their block, and
+            for each slot how many there are, `[slots]`.
+        """
 
 
-class VoiceEncoderLayer(nn.Module):
-    """Attention over the whole clip, then an MLP; both behind a layer norm."""
-
-    def __init__(self, config: VoiceEncoderConfig) -> None:
-        super().__init__()
-        self.input_layernorm = nn.LayerNorm(config.width, bias=False)
-        self.self_attn = FusedProjections(config.width, config.heads)
-        self.post_attention_layernorm = nn.LayerNorm(config.width, bias=False)
-        self.mlp = VoiceEncoderMlp(config)
-
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """`[batch, frames, width]` to the same; `table` is `rotary_table` of the frames."""
-        joined = self.self_attn.split_heads(self.input_layernorm(hidden))
-        query, key = rotate(joined[:2], table)
-        attended = F.scaled_dot_product_attention(query, key, joined[2])
-        hidden = hidden + self.self_attn.merge_heads(attended)
-        changed: Tensor = self.mlp(self.post_attention_layernorm(hidden))
-        return hidden + changed
-
-
-class VoiceEncoderMlp(nn.Module):
-    """Two linear layers with a GELU between."""
-
-    def __init__(self, config: VoiceEncoderConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.width, config.mlp_width)
-        self.fc2 = nn.Linear(config.mlp_width, config.width)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """`[batch, frames, width]` to the same."""
-        changed: Tensor = self.fc2(F.gelu(self.fc1(hidden)))
-        return changed
+def build_voice_encoder(config: VoiceEncoderConfig) -> VoiceEncoder:
+    """The voice encoder of a preset, with random weights."""
+    match config:
+        case MoonshineEncoderConfig():
+            return MoonshineEncoder(config)
+        case WhisperEncoderConfig():
+            return WhisperEncoder(config)
+        case SenseVoiceEncoderConfig():
+            return SenseVoiceEncoder(config)

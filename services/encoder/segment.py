@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minmo.audio.pcm import Samples
-from minmo.engine.listening import EmbeddingSchedule, SegmentEmbedder
+from minmo.engine.listening import Embedder, Schedule
 from minmo.v1 import common_pb2, encoder_pb2
 
 # A segment that has much to catch up on lets other streams in between.
@@ -26,9 +26,7 @@ class Segment:
         schedule: the embedder's.
     """
 
-    def __init__(
-        self, segment_id: int, start: int, embedder: SegmentEmbedder, schedule: EmbeddingSchedule
-    ) -> None:
+    def __init__(self, segment_id: int, start: int, embedder: Embedder, schedule: Schedule) -> None:
         self.segment_id = segment_id
         self.start = start
         self._embedder = embedder

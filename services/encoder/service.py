@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 import grpc
 
+from minmo.presets import PresetError
 from minmo.rpc.server import StartError
 from minmo.settings import EncoderSettings
 from minmo.v1 import encoder_pb2, encoder_pb2_grpc
@@ -37,10 +38,8 @@ class EncoderService:
         settings = self._settings
         self._compute.start()
         try:
-            models = await asyncio.to_thread(
-                ListeningModels.load, settings.preset, settings.embedding_width
-            )
-        except WeightsError as error:
+            models = await asyncio.to_thread(ListeningModels.load, settings.preset)
+        except (WeightsError, PresetError) as error:
             raise StartError(str(error)) from error
         await self._compute.run(self, models.warm_up)
         self._servicer.models = models

@@ -2,44 +2,103 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from minmo.model.input_projector import (
-    InputProjectorConfig,
-    ProjectorState,
-    random_input_projector,
-)
+from minmo.model.input_projector import InputProjector, InputProjectorConfig, random_input_projector
+from minmo.presets import load_preset
+from tests.streaming_table import check_endless, check_streaming
 
-CONFIG = InputProjectorConfig(
-    input_width=16, output_width=24, mlp_width=32, heads=2, left_context=9
+FRAMES = torch.randn(3, 61, 16, generator=torch.Generator().manual_seed(0))
+
+
+def config(width: int = 16, kernel_size: int = 4, stride: int = 2) -> InputProjectorConfig:
+    return InputProjectorConfig(
+        input_width=16,
+        width=width,
+        mlp_width=32,
+        heads=2,
+        output_width=24,
+        left_context=9,
+        kernel_size=kernel_size,
+        stride=stride,
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "kernel_size", "stride"),
+    [(16, 4, 2), (20, 3, 2), (20, 7, 3), (16, 1, 1), (16, 3, 1)],
 )
-FRAMES = torch.randn(2, 61, 16, generator=torch.Generator().manual_seed(0))
+def test_a_stream_gives_what_the_whole_clip_gives(
+    width: int, kernel_size: int, stride: int
+) -> None:
+    projector = random_input_projector(config(width, kernel_size, stride))
+    assert projector(FRAMES).shape == (3, 61 // stride, 24)
+    check_streaming(projector, FRAMES)
+
+
+def test_an_hour_takes_no_more_memory_and_no_accuracy() -> None:
+    projector = random_input_projector(config())
+    reach = 2 * 9 + 4
+    check_endless(projector, (16,), reach=reach, frames=150_000, chunk=300)
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 60, 61])
-@pytest.mark.parametrize("kernel_size", [2, 3, 4])
-def test_a_stream_gives_what_the_whole_clip_gives(size: int, kernel_size: int) -> None:
-    config = InputProjectorConfig(
-        input_width=16,
-        output_width=24,
-        mlp_width=32,
-        heads=2,
-        left_context=9,
-        kernel_size=kernel_size,
-    )
-    projector = random_input_projector(config)
-    state = ProjectorState()
-    pieces = [projector.stream(piece, state) for piece in FRAMES.split(size, dim=1)]
-    whole = projector(FRAMES)
-    assert whole.shape == (2, 30, 24)
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=0)
+def test_a_call_says_how_many_embeddings_each_slot_completed() -> None:
+    projector = random_input_projector(config())
+    state = projector.initial_state(3)
+    for lengths, expected in [
+        ([1, 2, 0], [0, 1, 0]),
+        ([1, 5, 1], [1, 2, 0]),
+        ([0, 1, 5], [0, 1, 3]),
+    ]:
+        embeddings, counts = projector.step(FRAMES[:, :5], torch.tensor(lengths), state)
+        assert embeddings.shape == (3, 3, 24)
+        assert counts.tolist() == expected
+
+
+@torch.inference_mode()
+def test_too_few_frames_make_no_embedding_yet() -> None:
+    projector = random_input_projector(config(stride=3))
+    assert projector(FRAMES[:, :2]).shape == (3, 0, 24)
+    state, made = projector.initial_state(3), []
+    for start, length in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1)]:
+        lengths = torch.full((3,), length)
+        embeddings, counts = projector.step(FRAMES[:, start : start + length], lengths, state)
+        made.append(embeddings[0, : int(counts[0])])
+    assert [len(part) for part in made] == [0, 0, 0, 0, 1]
+    torch.testing.assert_close(made[-1], projector(FRAMES[:, :3])[0])
+
+
+@torch.inference_mode()
+def test_no_step_waits_for_a_number() -> None:
+    """Shapes do not depend on what is read, so that a GPU can record a step once."""
+    with torch.device("meta"):
+        projector = InputProjector(config(width=20))
+        state = projector.initial_state(5)
+        lengths = torch.zeros(5, dtype=torch.int64)
+        embeddings, counts = projector.step(torch.empty(5, 6, 16), lengths, state)
+    assert (embeddings.shape, counts.shape) == ((5, 3, 24), (5,))
+
+
+@torch.inference_mode()
+def test_not_even_nan_behind_a_length_reaches_a_stream() -> None:
+    projector = random_input_projector(config())
+    broken, lengths = FRAMES.clone(), torch.tensor([61, 30, 0])
+    broken[1, 30:], broken[2] = torch.nan, torch.nan
+    state = projector.initial_state(3)
+    projector.step(broken, lengths, state)
+    assert all(torch.isfinite(tensor).all() for tensor in state.tensors())
+    embeddings = projector(broken, lengths)
+    torch.testing.assert_close(embeddings[1, :15], projector(FRAMES)[1, :15])
+    assert not embeddings[1, 15:].any()
+    assert not embeddings[2].any()
 
 
 @torch.inference_mode()
 def test_an_embedding_depends_on_no_later_frame() -> None:
-    projector = random_input_projector(CONFIG)
+    projector = random_input_projector(config())
     changed = FRAMES.clone()
-    changed[:, 40:] += 1
+    changed[:, 40:] += torch.randn(1, 21, 16, generator=torch.Generator().manual_seed(1))
     before, after = projector(FRAMES), projector(changed)
     torch.testing.assert_close(before[:, :20], after[:, :20])
     assert not torch.allclose(before[:, 20], after[:, 20])
@@ -47,42 +106,57 @@ def test_an_embedding_depends_on_no_later_frame() -> None:
 
 @torch.inference_mode()
 def test_the_past_that_counts_is_bounded() -> None:
-    projector = random_input_projector(CONFIG)
+    sizes = config()
+    projector = random_input_projector(sizes)
     changed = FRAMES.clone()
-    changed[:, :10] += 1
-    reach = 10 + CONFIG.layers * CONFIG.left_context + CONFIG.kernel_size
-    first_untouched = -(-reach // CONFIG.stride)
+    changed[:, :10] += torch.randn(1, 10, 16, generator=torch.Generator().manual_seed(1))
+    reach = 10 + sizes.layers * sizes.left_context + sizes.kernel_size
+    first_untouched = -(-reach // sizes.stride)
     before, after = projector(FRAMES), projector(changed)
     torch.testing.assert_close(before[:, first_untouched:], after[:, first_untouched:])
 
 
-@torch.inference_mode()
-def test_what_a_stream_remembers_does_not_grow() -> None:
-    projector = random_input_projector(CONFIG)
-    state = ProjectorState()
-    for _ in range(10):
-        projector.stream(FRAMES, state)
-    assert state.contexts[0].shape[3] == CONFIG.left_context
-    assert state.tail is not None
-    assert state.tail.shape[1] < CONFIG.kernel_size
+def test_the_order_of_the_past_counts() -> None:
+    """Without positions, attention would take the frames in sight as a heap."""
+    projector = random_input_projector(config(kernel_size=2))
+    swapped = FRAMES[:, [1, 0, *range(2, 61)]]
+    before, after = projector(FRAMES), projector(swapped)
+    assert (before[:, 1] - after[:, 1]).abs().max() > 1e-4
+
+
+def test_a_whole_clip_can_be_trained_on() -> None:
+    projector = random_input_projector(config(width=20))
+    projector(FRAMES, torch.tensor([61, 30, 4])).square().sum().backward()
+    gradients = [parameter.grad for parameter in projector.parameters()]
+    assert all(isinstance(grad, Tensor) and grad.abs().sum() > 0 for grad in gradients)
 
 
 def test_a_seed_makes_the_same_weights_and_leaves_the_global_one_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    first = random_input_projector(CONFIG)
+    first = random_input_projector(config())
     assert torch.equal(torch.rand(1), expected)
-    second = random_input_projector(CONFIG)
+    second = random_input_projector(config())
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
-    other = random_input_projector(CONFIG, seed=1)
+    other = random_input_projector(config(), seed=1)
     assert not torch.equal(first.conv.weight, other.conv.weight)
 
 
 def test_a_convolution_that_would_skip_frames_is_refused() -> None:
-    config = InputProjectorConfig(
-        input_width=16, output_width=24, mlp_width=32, heads=2, kernel_size=1
-    )
     with pytest.raises(ValueError, match="kernel_size is 1: at least the stride, 2"):
-        random_input_projector(config)
+        random_input_projector(config(kernel_size=1))
+
+
+def test_heads_must_fit_the_width() -> None:
+    with pytest.raises(ValueError, match="width is 18: it must be a multiple of 4"):
+        random_input_projector(config(width=18))
+
+
+@pytest.mark.parametrize(("preset", "least", "most"), [("8b", 166.6, 173.4), ("mini", 2, 4)])
+def test_a_preset_has_the_papers_size(preset: str, least: float, most: float) -> None:
+    with torch.device("meta"):
+        projector = InputProjector(load_preset(preset).input_projector)
+    millions = sum(parameter.numel() for parameter in projector.parameters()) / 1e6
+    assert least <= millions <= most

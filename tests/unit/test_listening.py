@@ -9,29 +9,31 @@ from minmo.audio.pcm import Samples
 from minmo.engine.listening import (
     EmbeddingSchedule,
     Recogniser,
-    SegmentEmbedder,
+    StreamingEmbedder,
+    WindowEmbedder,
     split_at_quiet,
 )
+from minmo.engine.reading import read_with_moonshine
 from minmo.model.input_projector import InputProjectorConfig, random_input_projector
+from minmo.model.moonshine_encoder import MoonshineEncoder, MoonshineEncoderConfig
 from minmo.model.moonshine_recognizer import MoonshineRecognizer, MoonshineRecognizerConfig
-from minmo.model.voice_encoder import VoiceEncoder, VoiceEncoderConfig
 from services.encoder.models import ListeningModels
 from tests.listening import recordings, weights_or_skip, word_error_rate
 
 SCHEDULE = EmbeddingSchedule(768, step=2304, look_ahead=1536, window=9216)
 
 
-def small_encoder() -> VoiceEncoder:
+def small_encoder() -> MoonshineEncoder:
     torch.manual_seed(0)
-    config = VoiceEncoderConfig(
+    config = MoonshineEncoderConfig(
         width=16, mlp_width=32, layers=2, heads=2, rotary_dim=6, rotary_theta=10_000.0
     )
-    return VoiceEncoder(config).eval()
+    return MoonshineEncoder(config).eval()
 
 
 ENCODER = small_encoder()
 PROJECTOR = random_input_projector(
-    InputProjectorConfig(input_width=16, output_width=24, mlp_width=32, heads=2)
+    InputProjectorConfig(input_width=16, width=16, mlp_width=32, heads=2, output_width=24)
 ).eval()
 
 
@@ -41,7 +43,7 @@ def noise(samples: int, seed: int = 0) -> Samples:
 
 def embed(samples: Samples, chunk: int, schedule: EmbeddingSchedule = SCHEDULE) -> list[Tensor]:
     """What each chunk gives, and at last the end."""
-    embedder = SegmentEmbedder(ENCODER, PROJECTOR, schedule)
+    embedder = WindowEmbedder(ENCODER, PROJECTOR, schedule)
     made = [
         embedder.process(samples[start : start + chunk]) for start in range(0, len(samples), chunk)
     ]
@@ -59,7 +61,7 @@ def test_any_chunks_give_the_same_embeddings(samples: int, chunk: int) -> None:
 
 def test_embeddings_come_while_the_audio_comes_and_never_later_than_promised() -> None:
     audio, given = noise(30_000), 0
-    embedder = SegmentEmbedder(ENCODER, PROJECTOR, SCHEDULE)
+    embedder = WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE)
     for start in range(0, len(audio), 160):
         given += len(embedder.process(audio[start : start + 160]))
         heard = start + 160
@@ -90,11 +92,11 @@ def test_the_windows_of_a_long_segment_line_up_with_its_start() -> None:
 
 def test_a_segment_may_end_before_the_audio_that_was_taken() -> None:
     audio = noise(9000)
-    embedder = SegmentEmbedder(ENCODER, PROJECTOR, SCHEDULE)
+    embedder = WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE)
     before = len(embedder.process(audio))
     assert before == (6912 - 1536) // 768
     assert len(embedder.finish(7000)) == 10 - before
-    ended = SegmentEmbedder(ENCODER, PROJECTOR, SCHEDULE)
+    ended = WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE)
     ended.process(audio)
     assert len(ended.finish(1000)) == 0  # what was final before is not taken back
 
@@ -102,7 +104,7 @@ def test_a_segment_may_end_before_the_audio_that_was_taken() -> None:
 def test_a_long_segment_that_ends_before_what_was_taken_ends_in_place() -> None:
     audio = noise(40_000)
     whole = torch.cat(embed(audio, 40_000))
-    embedder = SegmentEmbedder(ENCODER, PROJECTOR, SCHEDULE)
+    embedder = WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE)
     final = len(embedder.process(audio))
     last = embedder.finish(768 * final + 500)
     assert last.shape == (1, 24)
@@ -111,18 +113,18 @@ def test_a_long_segment_that_ends_before_what_was_taken_ends_in_place() -> None:
 
 
 def test_a_segment_cannot_end_behind_its_audio() -> None:
-    embedder = SegmentEmbedder(ENCODER, PROJECTOR, SCHEDULE)
+    embedder = WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE)
     embedder.process(noise(100))
     with pytest.raises(ValueError, match="holds 100 samples, it cannot end at 101"):
         embedder.finish(101)
 
 
 def test_an_empty_segment_has_no_embeddings() -> None:
-    assert SegmentEmbedder(ENCODER, PROJECTOR, SCHEDULE).finish(0).shape == (0, 24)
+    assert WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE).finish(0).shape == (0, 24)
 
 
 def test_a_long_segment_holds_no_more_than_its_window() -> None:
-    embedder = SegmentEmbedder(ENCODER, PROJECTOR, SCHEDULE)
+    embedder = WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE)
     for _ in range(50):
         embedder.process(noise(4000))
         # Less is not enough either: a segment may end right behind the last step.
@@ -148,7 +150,7 @@ def test_a_schedule_that_cannot_work_is_refused(values: dict[str, int], message:
 
 def test_a_schedule_must_fit_the_projector() -> None:
     with pytest.raises(ValueError, match="the projector makes one of 768"):
-        SegmentEmbedder(
+        WindowEmbedder(
             ENCODER, PROJECTOR, EmbeddingSchedule(384, step=2304, window=9216, look_ahead=1536)
         )
 
@@ -193,7 +195,8 @@ def small_recogniser(heard: list[int]) -> Recogniser:
         heard.append(len(list(tokens)))  # type: ignore[call-overload]
         return "words "
 
-    return Recogniser(ENCODER, MoonshineRecognizer(config).eval(), to_text)
+    decoder = MoonshineRecognizer(config).eval()
+    return Recogniser(read_with_moonshine(ENCODER, decoder), to_text, ENCODER.shortest_clip)
 
 
 def test_silence_and_too_little_have_no_words_and_cost_nothing() -> None:
@@ -217,7 +220,7 @@ def test_the_shortest_sound_is_recognised_and_a_long_one_piece_by_piece() -> Non
 def test_real_speech_is_recognised() -> None:
     weights_or_skip("voice_encoder")
     weights_or_skip("vad")
-    recogniser = ListeningModels.load("mini", 576).recogniser
+    recogniser = ListeningModels.load("mini").recogniser
     spoken = recordings()
     found = [recogniser.transcribe(clip.samples) for clip in spoken]
     assert word_error_rate([clip.text for clip in spoken], found) < 0.1
@@ -227,3 +230,22 @@ def test_real_speech_is_recognised() -> None:
     assert len(joined) > 20 * 16000
     text = recogniser.transcribe(joined)
     assert word_error_rate([" ".join(clip.text for clip in spoken)], [text]) < 0.15
+
+
+@pytest.mark.parametrize("samples", [100, 768, 2304, 20_000])
+@pytest.mark.parametrize("chunk", [160, 3001, 20_000])
+def test_an_adapted_encoder_streams_and_any_chunks_give_the_same(samples: int, chunk: int) -> None:
+    audio = noise(samples)
+
+    def streamed(chunk: int) -> Tensor:
+        embedder = StreamingEmbedder(ENCODER, PROJECTOR)
+        made = [embedder.process(audio[at : at + chunk]) for at in range(0, samples, chunk)]
+        return torch.cat((*made, embedder.finish(samples)))
+
+    whole = streamed(samples)
+    assert whole.shape == (-(-samples // 768), 24)
+    torch.testing.assert_close(streamed(chunk), whole, atol=1e-5, rtol=0)
+    # Behind its end the clip is silent, as the encoder's own causal forward sees it.
+    padded = np.pad(audio, (0, ENCODER.block_samples + ENCODER.look_ahead + 768))
+    frames = ENCODER.forward_causal(torch.from_numpy(padded)[None])
+    torch.testing.assert_close(whole, PROJECTOR(frames)[0, : len(whole)], atol=1e-4, rtol=0)
