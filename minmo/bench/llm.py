@@ -34,9 +34,10 @@ from minmo.engine.operations import (
     TokenDrawn,
     is_last,
 )
-from minmo.model.llm import Llm
+from minmo.model.llm import Llm, random_llm
 from minmo.model.packed import PackedLinear
-from minmo.triton.host import load_model
+from minmo.presets import load_preset
+from minmo.triton.host import compute_kind, load_model
 from minmo.v1 import llm_pb2
 from minmo.v1.llm_pb2_grpc import LlmServiceStub
 from minmo.weights.load import weights_folder
@@ -67,6 +68,8 @@ class LlmReport:
         ratio: `eight_tokens_s` over `alone_tokens_s`.
         exact: whether each of the eight got the tokens that it gets alone.
         prefill_ms: of 40 positions.
+        first_five_ms: one session, from its last three embeddings, on top of those 40 positions,
+            to the fifth token.
         round_trip_ms: median of a message to the model and back, through the service and Triton;
             None where no service was given.
         service_ms_per_token: one session, through the service and Triton.
@@ -84,15 +87,28 @@ class LlmReport:
     ratio: float
     exact: bool
     prefill_ms: float
+    first_five_ms: float
     round_trip_ms: float | None = None
     service_ms_per_token: float | None = None
     service_eight_tokens_s: float | None = None
 
 
 def measure(
-    preset: str = "mini", dtype: Dtype = "auto", threads: int = 2, address: str | None = None
+    preset: str = "mini",
+    dtype: Dtype = "auto",
+    threads: int = 2,
+    address: str | None = None,
+    untrained: bool = False,
 ) -> LlmReport:
     """Measures the engine in this process, and the service at `address` if one is given.
+
+    Args:
+        preset: whose LLM.
+        dtype: number type of computation.
+        threads: that compute.
+        address: of a running llm service.
+        untrained: whether random weights of the preset's sizes will do: as fast as trained ones,
+            except that on a CPU they are not packed.
 
     Raises:
         WeightsError: the preset's weights are not prepared.
@@ -100,13 +116,17 @@ def measure(
     """
     torch.set_num_threads(threads)
     bandwidth = memory_bandwidth()
-    model = load_model(weights_folder(preset, "llm"), dtype)
+    if untrained:
+        model = random_llm(load_preset(preset).llm, 0, *compute_kind(dtype)).requires_grad_(False)
+    else:
+        model = load_model(weights_folder(preset, "llm"), dtype)
     # Without stop tokens every session runs as long as the others.
     engine = Engine(model, EngineOptions(frozenset(), slots=SESSIONS + 1, context=512))
     engine.start()
     try:
         alone = [_run(engine, [seed]) for seed in range(SESSIONS)]
         together = _run(engine, list(range(SESSIONS)))
+        first_five = [_first_five_ms(engine, seed) for seed in range(SESSIONS)]
     finally:
         engine.stop()
     alone_ms = statistics.median(run.token_ms for run in alone)
@@ -123,6 +143,7 @@ def measure(
         ratio=eight * alone_ms / 1000,
         exact=together.tokens == [run.tokens[0] for run in alone],
         prefill_ms=statistics.median(run.prefill_ms for run in alone),
+        first_five_ms=statistics.median(first_five),
     )
     if address is None:
         return report
@@ -135,13 +156,14 @@ def measure(
     )
 
 
-def memory_bandwidth() -> float:
-    """Bytes a second that a sum over much memory reads, the best of several."""
-    numbers = torch.ones(64 * 1024 * 1024)
+def memory_bandwidth(device: str = "cpu") -> float:
+    """Bytes a second that a sum over much of a device's memory reads, the best of several."""
+    numbers = torch.ones(64 * 1024 * 1024, device=device)
     seconds = []
     for _ in range(_REPEATS):
         began = time.perf_counter()
-        numbers.sum()
+        # To read the sum waits for the device.
+        float(numbers.sum())
         seconds.append(time.perf_counter() - began)
     return numbers.nbytes / min(seconds)
 
@@ -179,13 +201,28 @@ def _run(engine: Engine, seeds: Sequence[int]) -> _Run:
     return _Run(tokens, (done - read) * 1000 / TOKENS, (read - began) * 1000)
 
 
+def _first_five_ms(engine: Engine, seed: int) -> float:
+    """An answer's first group of tokens, which the voice waits for."""
+    _carry_out(engine, [Prefill(0, (_prompt(seed),))])
+    width = engine.model_config.width
+    last = np.random.default_rng(seed).standard_normal((3, width)).astype(np.float32)
+    began = time.perf_counter()
+    _carry_out(engine, [Prefill(PROMPT, (last,))], "last")
+    _carry_out(engine, [Generate(PROMPT + len(last), 5)])
+    passed = time.perf_counter() - began
+    engine.submit(_operation(0, "close", Close(), ""), lambda _: None)
+    return passed * 1000
+
+
 def _operation(
     number: int, name: str, action: Prefill | Generate | Close, branch: str = "main"
 ) -> Operation:
     return Operation(name, f"bench-{number}", branch, 0, action)
 
 
-def _carry_out(engine: Engine, actions: Sequence[Prefill | Generate]) -> list[list[int]]:
+def _carry_out(
+    engine: Engine, actions: Sequence[Prefill | Generate], name: str = ""
+) -> list[list[int]]:
     tokens: list[list[int]] = [[] for _ in actions]
     failures: list[Failed] = []
     left, done = [len(actions)], threading.Event()
@@ -202,7 +239,8 @@ def _carry_out(engine: Engine, actions: Sequence[Prefill | Generate]) -> list[li
                     done.set()
 
         action = actions[number]
-        engine.submit(_operation(number, type(action).__name__, action), on_event)
+        operation_id = name or type(action).__name__
+        engine.submit(_operation(number, operation_id, action), on_event)
 
     for number in range(len(actions)):
         listen(number)
@@ -285,6 +323,7 @@ def lines(report: LlmReport) -> list[str]:
         f"with eight  {report.eight_tokens_s:8.1f} tokens/s ({report.ratio:.1f} times), "
         + ("each as alone" if report.exact else "NOT what each gets alone"),
         f"prefill     {report.prefill_ms:8.1f} ms for {PROMPT} positions",
+        f"first five  {report.first_five_ms:8.1f} ms from the last embeddings to the fifth token",
     ]
     if report.service_eight_tokens_s is not None:
         found.append(
@@ -302,9 +341,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=2, help="that compute")
     parser.add_argument("--address", help="gRPC address of a running llm service")
+    parser.add_argument("--untrained", action="store_true", help="measure random weights")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
-    report = measure(given.preset, given.dtype, given.threads, given.address)
+    report = measure(given.preset, given.dtype, given.threads, given.address, given.untrained)
     print(json.dumps(asdict(report)) if given.json else "\n".join(lines(report)))
 
 

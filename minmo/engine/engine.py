@@ -49,6 +49,8 @@ class EngineOptions:
         piece: positions of one piece of a prefill.
         budget: positions of prefills that one step reads while nobody generates.
         shared_budget: the same while somebody does.
+        batched: whether generations are read in recorded steps of fixed shapes
+            (`minmo.engine.decoding`); None where that is faster, on a GPU.
     """
 
     stop_tokens: frozenset[int]
@@ -60,6 +62,7 @@ class EngineOptions:
     piece: int = 32
     budget: int = 128
     shared_budget: int = 32
+    batched: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,9 @@ class Engine:
         cache = LlmCache(model.config, options.slots, options.context, model.dtype, model.device)
         # A last piece may overshoot the budget; every slot may want a token besides.
         max_rows = max(options.budget, options.shared_budget) + options.piece + options.slots
+        batched = model.device.type == "cuda" if options.batched is None else options.batched
         with torch.inference_mode():
-            self._runner = Runner(model, cache, max_rows, predictor)
+            self._runner = Runner(model, cache, max_rows, predictor, batched)
         self._table = SessionTable(options.slots, options.idle_seconds)
         limits = Limits(
             context=options.context,

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minmo.engine.operations import Matrix, Reason
+from minmo.engine.decoding import BatchedDecoder
+from minmo.engine.operations import Generate, Matrix, Reason
 from minmo.engine.row_counts import RowCounts
 from minmo.engine.sampling import Sampler
 from minmo.engine.scheduler import Drawing, Problem, Reading, Work
@@ -31,15 +32,24 @@ class Runner:
         cache: its memory.
         max_rows: positions that one step may read.
         predictor: what says who should speak, if there is one.
+        batched: whether the attention of all generations is computed at once, in recorded steps
+            of fixed shapes. A GPU needs that; on a CPU one by one is faster, and then a
+            sequence's numbers do not depend on what else is in the batch.
     """
 
     def __init__(
-        self, model: Llm, cache: LlmCache, max_rows: int, predictor: TurnPredictor | None = None
+        self,
+        model: Llm,
+        cache: LlmCache,
+        max_rows: int,
+        predictor: TurnPredictor | None = None,
+        batched: bool = False,
     ) -> None:
         self._model = model
         self._cache = cache
         self._predictor = predictor
         self._samplers: dict[Work, Sampler] = {}
+        self._decoder = BatchedDecoder(model, cache) if batched else None
         kind = (model.dtype, model.device)
         self._rows = RowCounts(model.linears(), max_rows, *kind)
         self._head_rows = RowCounts([(model.lm_head, model.config.width)], cache.slots, *kind)
@@ -82,6 +92,33 @@ class Runner:
         return problems
 
     def _read(self, readings: Sequence[Reading]) -> dict[Work, Problem]:
+        if self._decoder is None:
+            return self._read_flat(readings)
+        tokens = [r for r in readings if isinstance(r.work.operation.action, Generate)]
+        others = [r for r in readings if not isinstance(r.work.operation.action, Generate)]
+        return self._read_tokens(self._decoder, tokens) | self._read_flat(others)
+
+    def _read_tokens(
+        self, decoder: BatchedDecoder, readings: Sequence[Reading]
+    ) -> dict[Work, Problem]:
+        """Reads what generations have drawn, one token each."""
+        if not readings:
+            return {}
+        finite = decoder.read(
+            [int(reading.pieces[0][0]) for reading in readings],
+            [reading.slot for reading in readings],
+            [reading.start for reading in readings],
+        )
+        return {
+            reading.work: _not_finite(reading)
+            for reading, is_finite in zip(readings, finite, strict=True)
+            if not is_finite
+        }
+
+    def _read_flat(self, readings: Sequence[Reading]) -> dict[Work, Problem]:
+        """Reads any number of positions of each as one flat batch."""
+        if not readings:
+            return {}
         count = sum(reading.count for reading in readings)
         embeddings = self._embed(readings, self._rows.at_least(count))
         segments = [Segment(reading.slot, reading.start, reading.count) for reading in readings]
@@ -90,11 +127,7 @@ class Runner:
         problems, row = {}, 0
         for reading in readings:
             if not all(finite[row : row + reading.count]):
-                problems[reading.work] = Problem(
-                    Reason.BAD_CONTENT,
-                    f"the model computes no finite numbers from positions {reading.start} to "
-                    f"{reading.start + reading.count - 1}; look at the size of the embeddings",
-                )
+                problems[reading.work] = _not_finite(reading)
             row += reading.count
         return problems
 
@@ -139,6 +172,14 @@ class Runner:
         except Exception as error:
             log.exception("drawing a token failed")
             return Problem(Reason.INTERNAL, _describe(error))
+
+
+def _not_finite(reading: Reading) -> Problem:
+    return Problem(
+        Reason.BAD_CONTENT,
+        f"the model computes no finite numbers from positions {reading.start} to "
+        f"{reading.start + reading.count - 1}; look at the size of the embeddings",
+    )
 
 
 def _describe(error: Exception) -> str:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from minmo.model.packed import pack_linears
 
 _FAMILIES = ("llama", "qwen2")
+_INITIAL_DEVIATION = 0.02
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,16 @@ class Segment(NamedTuple):
 class LlmCache:
     """What the LLM remembers of its sequences, one slot each.
 
-    Memory is reserved at once but touched only where positions are written.
+    Memory is reserved at once but touched only where positions are written. Each slot has one
+    position more than a sequence may hold, `scratch`, for rows that are nobody's.
 
     Attributes:
-        keys_values: `[layers, 2, slots, kv_heads, context, head_dim]`, rotated keys, then values.
-        hidden: `[slots, context, width]`, the last hidden states. They let a sequence go on from
-            any of its positions: the state at position p - 1 predicts the token at p.
+        keys_values: `[layers, 2, slots, kv_heads, context + 1, head_dim]`, rotated keys, then
+            values.
+        hidden: `[slots, context + 1, width]`, the last hidden states. They let a sequence go on
+            from any of its positions: the state at position p - 1 predicts the token at p.
+        cos: `[context + 1, 1, head_dim]`, cosines that rotate a head at each position.
+        sin: the same shape, sines, negative in the first half of a head.
     """
 
     def __init__(
@@ -125,9 +130,11 @@ class LlmCache:
         """
         if not 0 < context <= config.max_context:
             raise ValueError(f"context is {context}; the model allows 1 to {config.max_context}")
-        shape = (config.layers, 2, slots, config.kv_heads, context, config.head_dim)
+        shape = (config.layers, 2, slots, config.kv_heads, context + 1, config.head_dim)
         self.keys_values = torch.empty(shape, dtype=dtype, device=device)
-        self.hidden = torch.empty(slots, context, config.width, dtype=dtype, device=device)
+        self.hidden = torch.empty(slots, context + 1, config.width, dtype=dtype, device=device)
+        positions = torch.arange(context + 1, device=device)
+        self.cos, self.sin = _rotary(config, positions, dtype)
 
     @property
     def slots(self) -> int:
@@ -137,7 +144,29 @@ class LlmCache:
     @property
     def context(self) -> int:
         """Positions that a sequence can hold."""
-        return self.hidden.shape[1]
+        return self.hidden.shape[1] - 1
+
+    @property
+    def scratch(self) -> int:
+        """Position, in any slot, where rows that are nobody's may write."""
+        return self.context
+
+    def places(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """Where the keys and values of positions are kept in a layer.
+
+        Args:
+            slots: `[rows]`.
+            positions: `[rows]`.
+
+        Returns:
+            `[rows * 2 * kv_heads]`: rows of a layer's `keys_values`, seen as
+            `[2 * slots * kv_heads * (context + 1), head_dim]`.
+        """
+        _, _, slot_count, kv_heads, length, _ = self.keys_values.shape
+        part = torch.arange(2 * kv_heads, device=slots.device)
+        offsets = (part // kv_heads) * (slot_count * kv_heads) + part % kv_heads
+        first = slots[:, None] * kv_heads + offsets
+        return (first * length + positions[:, None]).flatten()
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` positions of one slot over another."""
@@ -153,24 +182,38 @@ class _Plan:
         device, dtype = cache.hidden.device, cache.hidden.dtype
         self.segments = segments
         self.pairs = cache.keys_values
-        self.group = config.heads // config.kv_heads
         positions = [s.start + i for s in segments for i in range(s.length)]
         slots = [s.slot for s in segments for _ in range(s.length)]
         self.rows = len(positions)
-        where = torch.tensor(positions + [0] * (rows - self.rows), device=device)
-        half = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device=device)
-        angles = where[:, None].double() * (1.0 / config.rope_theta ** (half / config.head_dim))
-        cos, sin = angles.cos(), angles.sin()
-        # The sign of the rotated half sits in the sine: rotating is then a plain swap of halves.
-        self.cos = torch.cat((cos, cos), -1).to(dtype)[:, None]
-        self.sin = torch.cat((-sin, sin), -1).to(dtype)[:, None]
-        # Rows of the new keys and values in a layer's [2 * slots * kv_heads * context, head_dim].
-        kv, slot_count, context = config.kv_heads, cache.slots, cache.context
-        base = torch.tensor(slots, device=device) * (kv * context) + where[: self.rows]
-        part = torch.arange(2 * kv, device=device)
-        offsets = (part // kv) * (slot_count * kv * context) + (part % kv) * context
-        self.targets = (base[:, None] + offsets[None, :]).flatten()
-        self.masks = [_causal_mask(s, self.group, device, dtype) for s in segments]
+        padding = [0] * (rows - self.rows)
+        numbers = torch.tensor((slots + padding, positions + padding)).to(device)
+        self.cos, self.sin = cache.cos[numbers[1]], cache.sin[numbers[1]]
+        self.targets = cache.places(*numbers[:, : self.rows])
+        group = config.heads // config.kv_heads
+        self.masks = [_causal_mask(s, group, device, dtype) for s in segments]
+
+
+class _Step:
+    """What all layers of one batched decoding step share."""
+
+    def __init__(self, slots: Tensor, positions: Tensor, cache: LlmCache, span: int):
+        self.slots, self.span = slots, span
+        self.pairs = cache.keys_values
+        self.cos, self.sin = cache.cos[positions], cache.sin[positions]
+        self.targets = cache.places(slots, positions)
+        # [rows, 1, 1, span], true where a position is seen; [rows, 1, span, 1], where it is not.
+        self.seen = (torch.arange(span, device=slots.device) <= positions[:, None])[:, None, None]
+        self.unseen = ~self.seen.transpose(2, 3)
+
+
+def _rotary(config: LlmConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines `[positions, 1, head_dim]` that rotate a head at `[positions]`."""
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device=positions.device)
+    angles = positions[:, None].double() * (1.0 / config.rope_theta ** (half / config.head_dim))
+    cos, sin = angles.cos(), angles.sin()
+    # The sign of the rotated half sits in the sine: rotating is then a plain swap of halves.
+    cosines, sines = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    return cosines.to(dtype)[:, None], sines.to(dtype)[:, None]
 
 
 def _causal_mask(
@@ -194,32 +237,72 @@ class _Attention(nn.Module):
         self.o_proj = nn.Linear(queries, config.width, bias=False)
 
     def forward(self, x: Tensor, layer: int, plan: _Plan) -> Tensor:
-        qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
-        rotated = qkv[:, : self.heads + self.kv_heads]
-        swapped = rotated.roll(self.head_dim // 2, -1)
-        rotated.mul_(plan.cos).addcmul_(swapped, plan.sin)
+        queries, new_pairs = self._project(x, plan.cos, plan.sin)
         pairs = plan.pairs[layer]
-        new_pairs = qkv[: plan.rows, self.heads :].reshape(-1, self.head_dim)
+        new_pairs = new_pairs[: plan.rows].reshape(-1, self.head_dim)
         pairs.view(-1, self.head_dim).index_copy_(0, plan.targets, new_pairs)
-        queries = qkv[:, : self.heads]
-        attended = torch.zeros_like(queries, memory_format=torch.contiguous_format)
-        row = 0
+        attended, row = [], 0
         for segment, mask in zip(plan.segments, plan.masks, strict=True):
-            rows = slice(row, row + segment.length)
-            self._attend(queries[rows], pairs[:, segment.slot], segment, mask, attended[rows])
+            rows = queries[row : row + segment.length]
+            attended.append(self._attend(rows, pairs[:, segment.slot], segment, mask))
             row += segment.length
+        if row < len(x):
+            attended.append(x.new_zeros(len(x) - row, self.heads * self.head_dim))
+        out: Tensor = self.o_proj(torch.cat(attended))
+        return out
+
+    def decode(self, x: Tensor, layer: int, step: _Step) -> Tensor:
+        """One new position for each row, `[rows, width]`; the attention of all at once."""
+        queries, new_pairs = self._project(x, step.cos, step.sin)
+        pairs = step.pairs[layer]
+        pairs.view(-1, self.head_dim).index_copy_(0, step.targets, new_pairs.flatten(0, 1))
+        looked_at = pairs[:, :, :, : step.span].index_select(1, step.slots)
+        # What was never written may be anything, and zero times NaN is no zero.
+        keys, values = looked_at.masked_fill_(step.unseen, 0)
+        grouped = queries.view(len(x), self.kv_heads, -1, self.head_dim)
+        attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=step.seen)
         out: Tensor = self.o_proj(attended.flatten(1))
         return out
 
+    def _project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated queries `[rows, heads, head_dim]`, and rotated keys, then values,
+        `[rows, 2 * kv_heads, head_dim]`."""
+        qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+        rotated = qkv[:, : self.heads + self.kv_heads]
+        swapped = rotated.roll(self.head_dim // 2, -1)
+        rotated.mul_(cos).addcmul_(swapped, sin)
+        return qkv[:, : self.heads], qkv[:, self.heads :]
+
     def _attend(
-        self, queries: Tensor, pairs: Tensor, segment: Segment, mask: Tensor | None, out: Tensor
-    ) -> None:
+        self, queries: Tensor, pairs: Tensor, segment: Segment, mask: Tensor | None
+    ) -> Tensor:
+        """Attention `[length, heads * head_dim]` of a segment's queries to its slot."""
         # Query heads that share a key head become rows of it, so that no key is repeated.
         total = segment.start + segment.length
+        keys, values = pairs[:, None, :, :total]
+        if segment.length == 1:
+            grouped = queries.view(1, self.kv_heads, -1, self.head_dim)
+            return F.scaled_dot_product_attention(grouped, keys, values).view(1, -1)
         grouped = queries.transpose(0, 1).reshape(1, self.kv_heads, -1, self.head_dim)
-        keys, values = pairs[0, None, :, :total], pairs[1, None, :, :total]
         attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
-        out.copy_(attended.view(self.heads, segment.length, self.head_dim).transpose(0, 1))
+        by_head = attended.view(self.heads, segment.length, self.head_dim)
+        return by_head.transpose(0, 1).reshape(segment.length, -1)
+
+    def attend_sequence(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Causal attention `[batch, positions, width]` within whole sequences, differentiable."""
+        qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+        rotated, values = qkv.split((self.heads + self.kv_heads, self.kv_heads), 2)
+        rotated = rotated * cos + rotated.roll(self.head_dim // 2, -1) * sin
+        queries, keys = rotated.split((self.heads, self.kv_heads), 2)
+        attended = F.scaled_dot_product_attention(
+            queries.transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            is_causal=True,
+            enable_gqa=self.heads != self.kv_heads,
+        )
+        out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
+        return out
 
 
 class _Mlp(nn.Module):
@@ -230,7 +313,7 @@ class _Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, -1)
-        out: Tensor = self.down_proj(F.silu(gate).mul_(up))
+        out: Tensor = self.down_proj(F.silu(gate) * up)
         return out
 
 
@@ -247,20 +330,38 @@ class _Block(nn.Module):
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
+    def decode(self, x: Tensor, layer: int, step: _Step) -> Tensor:
+        """The block over one new position for each row, `[rows, width]`."""
+        x = x + self.self_attn.decode(self.input_layernorm(x), layer, step)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+    def read_sequence(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The block over whole sequences, `[batch, positions, width]`."""
+        x = x + self.self_attn.attend_sequence(self.input_layernorm(x), cos, sin)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
 
 class Llm(nn.Module):
-    """The decoder. Weights come with `from_state_dict`."""
+    """The decoder, untrained; pretrained weights come with `from_state_dict`.
+
+    `forward` and `decode` are for inference with a cache, `forward_sequence` is for training.
+    """
 
     def __init__(self, config: LlmConfig) -> None:
         super().__init__()
         self.config = config
-        # Made from an empty table: drawing random numbers for one takes a second of imports.
         table = torch.empty(config.vocabulary_size, config.width)
+        if not table.is_meta:  # there is nothing to draw there, and it takes a second of imports
+            nn.init.normal_(table, std=_INITIAL_DEVIATION)
         self.embed_tokens = nn.Embedding(config.vocabulary_size, config.width, _weight=table)
         self._blocks = [_Block(config) for _ in range(config.layers)]
         self.layers = nn.ModuleList(self._blocks)
         self.norm = nn.RMSNorm(config.width, config.norm_epsilon)
         self.lm_head = nn.Linear(config.width, config.vocabulary_size, bias=False)
+        if config.tied_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
 
     @classmethod
     def from_state_dict(
@@ -354,10 +455,84 @@ class Llm(nn.Module):
             row += length
         return hidden
 
+    def decode(
+        self, embeddings: Tensor, slots: Tensor, positions: Tensor, cache: LlmCache, span: int
+    ) -> Tensor:
+        """Last hidden states of one new position for each of many sequences, which join the cache.
+
+        Shapes depend on `rows` and `span` only and nothing is read back, so that it can be
+        recorded (`minmo.engine.graphs`).
+
+        Args:
+            embeddings: `[rows, width]`.
+            slots: `[rows]`, int64. No slot twice, but for rows that are nobody's.
+            positions: `[rows]`, int64: a sequence's next one; `cache.scratch` for a row that is
+                nobody's, whose result has no meaning.
+            cache: read up to each position, written there.
+            span: positions that are looked at in every slot; more than any in `positions` but
+                the scratch.
+
+        Returns:
+            `[rows, width]`, after the final norm: what `logits` reads.
+        """
+        step = _Step(slots, positions, cache, span)
+        x = embeddings
+        for number, block in enumerate(self._blocks):
+            x = block.decode(x, number, step)
+        hidden: Tensor = self.norm(x)
+        cache.hidden.index_put_((slots, positions), hidden)
+        return hidden
+
+    def forward_sequence(self, embeddings: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Last hidden states of whole sequences, without a cache; differentiable.
+
+        Args:
+            embeddings: `[batch, positions, width]`, each sequence from its position 0 on.
+            lengths: `[batch]`, positions that are there; all where None. What stands behind them
+                has no influence, and the result is zero there.
+
+        Returns:
+            `[batch, positions, width]`, after the final norm: what `logits` reads.
+        """
+        positions = torch.arange(embeddings.shape[1], device=embeddings.device)
+        missing = None if lengths is None else (positions >= lengths[:, None])[:, :, None]
+        x = embeddings if missing is None else embeddings.masked_fill(missing, 0)
+        cos, sin = _rotary(self.config, positions, x.dtype)
+        for block in self._blocks:
+            x = block.read_sequence(x, cos, sin)
+        hidden: Tensor = self.norm(x)
+        return hidden if missing is None else hidden.masked_fill(missing, 0)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `[positions, vocabulary]`, float32, of last hidden states `[positions, width]`."""
         scores: Tensor = self.lm_head(hidden)
         return scores.float()
+
+
+def random_llm(
+    config: LlmConfig,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Llm:
+    """An untrained decoder for tests and measurements; the same one for the same seed and device.
+
+    Its numbers are drawn where they are to stay, and the global generator is left alone.
+    """
+    with torch.device("meta"):
+        model = Llm(config).to(dtype)
+    model.to_empty(device=device)
+    if config.tied_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            for parameter in module.parameters(recurse=False):
+                if isinstance(module, nn.RMSNorm):
+                    parameter.fill_(1.0)
+                else:
+                    parameter.normal_(0.0, _INITIAL_DEVIATION, generator=generator)
+    return model.eval()
 
 
 def _fuse(config: LlmConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

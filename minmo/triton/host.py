@@ -37,17 +37,22 @@ def build_engine(settings: LlmModelSettings) -> Engine:
     return Engine(model, options)
 
 
-def load_model(folder: Path, dtype: str = "auto") -> Llm:
-    """Loads a decoder in `float32` or `bfloat16`.
+def compute_kind(dtype: str = "auto") -> tuple[torch.dtype, str]:
+    """The number type, `float32` or `bfloat16`, and the device to compute with.
 
     `auto` is bfloat16 on a GPU. On a CPU it is float32: with weights that float16 holds exactly
     it is the faster one as well.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = dtype if dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
+    return _DTYPES[name], device
+
+
+def load_model(folder: Path, dtype: str = "auto") -> Llm:
+    """Loads a decoder in `auto`, `float32` or `bfloat16` (`compute_kind`)."""
     config = LlmConfig.from_dict(read_config(folder))
     state = load_state_dict(folder)
-    return Llm.from_state_dict(config, state, _DTYPES[name], device, packed=True)
+    return Llm.from_state_dict(config, state, *compute_kind(dtype), packed=True)
 
 
 def description_of(engine: Engine, preset: str) -> llm_pb2.GetModelResponse:

@@ -27,6 +27,7 @@ from minmo.engine.operations import (
     TokenDrawn,
     Truncate,
 )
+from minmo.model.duplex_predictor import DuplexPredictor, DuplexPredictorConfig
 from minmo.model.llm import Llm
 from tests.unit.tiny_llm import (
     CONFIG,
@@ -165,6 +166,60 @@ def test_eight_at_once_give_bit_for_bit_what_each_gives_alone(
         desk.ask(Close(), session=f"alone-{n}", branch="")
     together = [run(f"together-{n}", prompt) for n, prompt in enumerate(prompts)]
     assert [numbers(pair) for pair in together] == alone
+
+
+def test_recorded_steps_for_all_generations_give_the_tokens_of_each(
+    make_desk: Callable[..., Desk],
+) -> None:
+    desk = make_desk(slots=6, context=512, batched=True)
+    prompts = [tuple(range(first, first + 1 + 9 * first)) for first in (1, 3, 5)]
+    for prompt in prompts:
+        desk.prefill(*prompt, session=str(prompt))
+    tickets = [
+        desk.hand_in(Generate(len(prompt), count), session=str(prompt))
+        for prompt, count in zip(prompts, (30, 50, 40), strict=True)
+    ]
+    # One that reads while they are being answered, and then joins them.
+    desk.prefill(*LONG, session="late")
+    assert desk.generate(20, 10, session="late") == greedy(desk.model, LONG, 10)
+    for prompt, count, ticket in zip(prompts, (30, 50, 40), tickets, strict=True):
+        assert isinstance(ticket.wait(), Generated)
+        assert ticket.tokens == greedy(desk.model, prompt, count)
+
+
+def test_a_sequence_grows_from_one_recorded_step_into_the_next(
+    make_desk: Callable[..., Desk],
+) -> None:
+    desk = make_desk(context=270, batched=True)
+    content = [token % 90 for token in range(250)]
+    desk.prefill(*content)
+    ticket = desk.hand_in(Generate(250, 40))
+    end = ticket.wait()
+    assert isinstance(end, Generated) and end.reason is FinishReason.CONTEXT
+    assert ticket.tokens == greedy(desk.model, content, 20)
+
+
+def test_numbers_that_are_none_in_a_recorded_step_fail_only_who_drew_them(
+    make_desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_llm()
+    decode = model.decode
+
+    def overflowing(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
+        hidden = decode(rows, *rest)
+        hidden[(rows == model.embed(torch.tensor([cursed]))).all(-1)] = float("nan")
+        return hidden
+
+    monkeypatch.setattr(model, "decode", overflowing)
+    other = (9, 9, 9)
+    cursed = next(token for token in greedy(model, other, 9) if token not in greedy(model, LONG, 9))
+    desk = make_desk(model=model, batched=True)
+    desk.prefill(*LONG, session="well")
+    desk.prefill(*other, session="ill")
+    ill = desk.hand_in(Generate(3, 9), session="ill")
+    assert desk.generate(20, 9, session="well") == greedy(model, LONG, 9)
+    failed = ill.wait()
+    assert isinstance(failed, Failed) and failed.reason is Reason.BAD_CONTENT
 
 
 def test_a_long_prefill_does_not_hold_up_a_short_one(make_desk: Callable[..., Desk]) -> None:
@@ -593,6 +648,21 @@ def test_counts_what_it_does(desk: Desk) -> None:
     assert (snapshot.positions, snapshot.tokens) == (5, len(drawn))
     assert (snapshot.slots_in_use, snapshot.running, snapshot.waiting) == (1, 0, 0)
     assert snapshot.steps >= 7 and snapshot.step_seconds > 0
+
+
+def test_the_duplex_predictor_says_after_a_prefill_what_it_says_of_everything_read(
+    make_desk: Callable[..., Desk],
+) -> None:
+    torch.manual_seed(0)
+    sizes = DuplexPredictorConfig(CONFIG.width, 16, 32, heads=2, left_context=6)
+    predictor = DuplexPredictor(sizes).eval()
+    desk = make_desk(predictor=predictor.probabilities)
+    first = desk.prefill(*LONG, session="main")
+    second = desk.prefill(1, 2, position=20, session="main")
+    for event, content in ((first, LONG), (second, (*LONG, 1, 2))):
+        hidden = torch.from_numpy(recompute(desk.model, [tokens(*content)]))
+        expected = predictor(hidden[None])[0, -1].softmax(-1)[:, 1].tolist()
+        assert event.turn == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_turn_predictor_sees_the_branch_up_to_its_last_position(

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from minmo.model.llm import Llm, LlmCache, LlmConfig, Segment
+from minmo.model.llm import Llm, LlmCache, LlmConfig, Segment, random_llm
+from minmo.presets import load_preset
+from tests.streaming_llm import (
+    check_any_chunking,
+    check_decoding,
+    check_forks_and_cuts,
+    check_reuse,
+)
 from tests.unit.tiny_llm import CONFIG, random_state
 
 SIZES = {
@@ -53,31 +63,84 @@ def test_computes_what_transformers_computes(family: str, tied: bool, packed: bo
     assert (ours.logits(hidden) - expected.logits[0]).abs().max() < 1e-4
 
 
-@torch.inference_mode()
-def test_pieces_in_a_shared_batch_give_what_the_whole_gives_alone() -> None:
-    model = Llm.from_state_dict(CONFIG, random_state(CONFIG))
-    whole = model(model.embed(IDS), [Segment(0, 0, len(IDS))], LlmCache(CONFIG, 1, 32))
-    cache = LlmCache(CONFIG, slots=3, context=32)
-    cache.keys_values.fill_(float("nan"))  # what was never written must never be read
-    found = []
-    for start, end in ((0, 4), (4, 5), (5, 9), (9, 11)):
-        other = torch.arange(start, end)
-        rows = torch.cat((model.embed(other), model.embed(IDS[start:end]), torch.zeros(3, 32)))
-        segments = [Segment(2, start, end - start), Segment(0, start, end - start)]
-        found.append(model(rows, segments, cache)[end - start : 2 * (end - start)])
-    assert (torch.cat(found) - whole).abs().max() < 1e-5
-    assert (cache.hidden[0, : len(IDS)] - whole).abs().max() < 1e-5
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen2", False)])
+def test_reads_whole_sequences_as_transformers_and_as_the_cached_forward(
+    family: str, tied: bool
+) -> None:
+    theirs = reference(family, tied)
+    config = LlmConfig.from_dict(theirs.config.to_dict())
+    ours = Llm.from_state_dict(config, theirs.state_dict())
+    batch = torch.stack((IDS, IDS.flip(0)))
+    lengths = torch.tensor([len(IDS), 6])
+    embeddings = ours.embed(batch.flatten()).view(2, len(IDS), -1).clone()
+    embeddings[1, 6:] = float("nan")
+    embeddings.requires_grad_()
+    hidden = ours.forward_sequence(embeddings, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        expected = theirs(batch[None, row, :length], output_hidden_states=True).hidden_states[-1]
+        assert (hidden[row, :length] - expected[0]).abs().max() < 1e-4
+        assert (hidden[row, length:] == 0).all()
+        cache = LlmCache(config, slots=1, context=32)
+        with torch.inference_mode():
+            cached = ours(embeddings[row, :length], [Segment(0, 0, length)], cache)
+        assert (hidden[row, :length] - cached).abs().max() < 1e-5
+    hidden.square().sum().backward()
+    assert embeddings.grad is not None and embeddings.grad.isfinite().all()
+    assert (embeddings.grad[1, 6:] == 0).all() and (embeddings.grad[1, :6] != 0).any()
+
+
+def test_trains_every_weight_of_a_decoder_that_is_not_loaded() -> None:
+    model = random_llm(dataclasses.replace(CONFIG, qkv_bias=True, tied_embeddings=False))
+    embeddings = model.embed(IDS)[None]
+    loss = nn.functional.cross_entropy(model.logits(model.forward_sequence(embeddings))[0], IDS)
+    loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+    assert loss < 6
+
+
+def test_a_random_decoder_is_the_same_for_the_same_seed_and_ties_what_is_tied() -> None:
+    before = torch.get_rng_state()
+    config = dataclasses.replace(CONFIG, tied_embeddings=True)
+    first, again, other = (random_llm(config, seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.layers[0].mlp.down_proj.weight, again.layers[0].mlp.down_proj.weight)
+    assert not torch.equal(first.embed_tokens.weight, other.embed_tokens.weight)
+    assert first.lm_head.weight is first.embed_tokens.weight
+    assert random_llm(CONFIG, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("8b", 7615.6), ("mini", 134.5)])
+def test_a_preset_has_the_published_number_of_parameters(preset: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = Llm(load_preset(preset).llm)
+    assert sum(weight.numel() for weight in model.parameters()) / 1e6 == pytest.approx(
+        millions, abs=0.1
+    )
 
 
 @torch.inference_mode()
-def test_a_copied_slot_goes_on_as_the_original_does() -> None:
+def test_decoding_many_at_once_gives_what_reading_each_gives() -> None:
     model = Llm.from_state_dict(CONFIG, random_state(CONFIG))
-    cache = LlmCache(CONFIG, slots=2, context=32)
-    model(model.embed(IDS), [Segment(0, 0, len(IDS))], cache)
-    cache.copy(0, 1, 6)
-    rows = model.embed(IDS[6:])
-    copied = model(rows, [Segment(1, 6, 5)], cache)
-    assert (copied - cache.hidden[0, 6:11]).abs().max() < 1e-5
+    caches = [LlmCache(CONFIG, slots=4, context=32) for _ in range(2)]
+    lengths, slots = (10, 3, 7), (2, 0, 3)
+    for cache in caches:
+        cache.keys_values.fill_(float("nan"))  # what was never written must never be read
+        prompts = [Segment(slot, 0, n) for slot, n in zip(slots, lengths, strict=True)]
+        model(model.embed(torch.cat([IDS[:n] for n in lengths])), prompts, cache)
+    for step in range(3):
+        positions = [length + step for length in lengths]
+        rows = model.embed(torch.tensor([step, 40, 7]))
+        segments = [Segment(slot, n, 1) for slot, n in zip(slots, positions, strict=True)]
+        expected = model(rows, segments, caches[0])
+        padded = torch.cat((rows, rows.new_zeros(2, CONFIG.width)))
+        where = torch.tensor([*positions, caches[1].scratch, caches[1].scratch])
+        hidden = model.decode(padded, torch.tensor([*slots, 0, 0]), where, caches[1], span=16)
+        assert (hidden[:3] - expected).abs().max() < 1e-5
+        for slot, position in zip(slots, positions, strict=True):
+            kept = [cache.hidden[slot, position] for cache in caches]
+            assert (kept[0] - kept[1]).abs().max() < 1e-5
+    assert caches[1].keys_values[:, :, 1].isnan().all()  # nobody's slot
+    assert caches[1].keys_values[:, :, 2, :, 13:32].isnan().all()
 
 
 @pytest.mark.parametrize(
@@ -109,3 +172,59 @@ def test_refuses_weights_of_another_size() -> None:
 def test_refuses_more_context_than_the_model_was_trained_for() -> None:
     with pytest.raises(ValueError, match="513"):
         LlmCache(CONFIG, slots=1, context=513)
+
+
+@pytest.fixture(scope="module")
+def streaming() -> tuple[Llm, list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    ids = [torch.randint(0, 97, (length,), generator=generator) for length in (60, 7, 33)]
+    return Llm.from_state_dict(CONFIG, random_state(CONFIG)), ids
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_chunking_gives_what_the_whole_gives(
+    streaming: tuple[Llm, list[torch.Tensor]], seed: int
+) -> None:
+    check_any_chunking(*streaming, atol=2e-5, seed=seed)
+
+
+def test_decoding_all_at_once_gives_what_the_whole_gives(
+    streaming: tuple[Llm, list[torch.Tensor]],
+) -> None:
+    check_decoding(*streaming, atol=2e-5)
+
+
+def test_forks_and_cuts_go_on_as_new_sequences(
+    streaming: tuple[Llm, list[torch.Tensor]],
+) -> None:
+    llm, (ids, _, other) = streaming
+    check_forks_and_cuts(llm, ids, other, atol=2e-5)
+
+
+def test_a_slot_shows_nothing_of_who_had_it_before(
+    streaming: tuple[Llm, list[torch.Tensor]],
+) -> None:
+    llm, (ids, other, _) = streaming
+    check_reuse(llm, ids, other, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_decoding_reads_nothing_back_and_makes_nothing_on_the_host() -> None:
+    """Either would end a recording on a GPU."""
+    called: set[str] = set()
+
+    class Listener(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            called.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    llm = random_llm(CONFIG)
+    cache = LlmCache(CONFIG, slots=2, context=32)
+    tokens, slots, positions = torch.tensor([[5, 7], [0, 1], [0, 0]])
+    with Listener():
+        llm.decode(llm.embed(tokens), slots, positions, cache, span=16)
+    assert "index_copy_" in called
+    forbidden = {"_local_scalar_dense", "nonzero", "lift_fresh", "scalar_tensor", "masked_select"}
+    assert not called & forbidden
