@@ -6,6 +6,8 @@ Ctrl-C.
 
 from __future__ import annotations
 
+import sys
+
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_NOTHING_SAID = 3
@@ -39,7 +41,13 @@ def explain(error: Exception) -> tuple[str, int] | None:
             where = f"{error.filename}: " if error.filename else ""
             return f"{where}{error.strerror or message}", EXIT_FAILED
         case _:
-            return None
+            return (message, EXIT_BAD_INPUT) if _is_of_a_preset(error) else None
+
+
+def _is_of_a_preset(error: Exception) -> bool:
+    # Importing them takes PyTorch; who raised one has done so already.
+    presets = sys.modules.get("minmo.presets")
+    return presets is not None and isinstance(error, presets.PresetError)
 
 
 def _status(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from minmo.cli import bench, say, serve, sessions, talk, transcribe
+from minmo.cli import bench, describe, say, serve, sessions, talk, transcribe
 from minmo.cli.errors import explain
 
 app = typer.Typer(
@@ -54,6 +54,7 @@ app.command("serve")(serve.serve)
 app.command("talk")(talk.talk)
 app.command("say")(say.say)
 app.command("transcribe")(transcribe.transcribe)
+app.command("describe")(describe.describe)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(bench.app, name="bench")
 

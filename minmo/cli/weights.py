@@ -1,10 +1,11 @@
-"""`minmo weights`: fetch and prepare what a preset needs, or list it."""
+"""`minmo weights`: fetch what a preset needs, import what others published, or list it."""
 
 import json
 import sys
 import time
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -81,7 +82,8 @@ def list_parts(preset: _Preset = "mini", as_json: _Json = False) -> None:
             return
         table = Table("part", "state", "MB", "licence", "from", box=None)
         for state in states(preset):
-            shown = "ready" if state.ready else f"missing ({state.download_bytes / 1e6:.0f} MB)"
+            fetched = f" ({state.download_bytes / 1e6:.0f} MB)" if state.download_bytes else ""
+            shown = "ready" if state.ready else f"missing{fetched}"
             size = f"{state.size_bytes / 1e6:.1f}"
             table.add_row(state.module, shown, size, state.licence, ", ".join(state.sources))
         Console(soft_wrap=True).print(table)
@@ -89,11 +91,75 @@ def list_parts(preset: _Preset = "mini", as_json: _Json = False) -> None:
         _fail(error)
 
 
+@app.command("import")
+def import_published(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER_OR_FILE",
+            help="Published weights: a Hugging Face folder (Whisper, Moonshine, Llama, Qwen2.5), "
+            "FunASR's SenseVoice-Small, CosyVoice 2, or one file of them.",
+        ),
+    ],
+    preset: Annotated[
+        str, typer.Option(help="The preset that they are for: a name, or the path of a TOML file.")
+    ],
+    module: Annotated[
+        str | None, typer.Option(help="Only this module. By default all that are there.")
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(help="SPDX identifier to record. By default what the folder's README says."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether it would do; write nothing.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Import weights that others published, checked against the modules of a preset.
+
+    Example: minmo weights import ~/whisper-large-v3 --preset 8b --licence Apache-2.0
+    """
+    from minmo.presets import PresetError, load_preset
+    from minmo.weights.importing import import_weights
+
+    try:
+        with shown_on(sys.stderr) as progress:
+            imported = import_weights(
+                source.expanduser(),
+                load_preset(preset),
+                module=module,
+                licence=licence,
+                check_only=check,
+                progress=NoProgress() if as_json else progress,
+            )
+    except (WeightsError, PresetError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the folder that was being written is not there", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        folders = [asdict(one) for one in imported]
+        typer.echo(
+            json.dumps({"preset": preset, "written": not check, "folders": folders}, indent=2)
+        )
+        return
+    for one in imported:
+        names = " and ".join(one.modules)
+        what = f"{one.parameters:,} parameters, {one.size_bytes / 1e6:,.1f} MB"
+        where = f"would fit into {one.folder}" if check else f"is in {one.folder}"
+        typer.echo(f"{names}: {one.kind}, {what} ({', '.join(one.dtypes)}), {where}")
+        for reason, count in one.unused.items():
+            typer.echo(f"  left out: {count} tensors ({reason})")
+        if one.licence == "NOASSERTION" and not check:
+            typer.echo("  its licence is not known here; --licence records it")
+
+
 def _print_json(preset: str) -> None:
     parts = [asdict(state) for state in states(preset)]
     typer.echo(json.dumps({"preset": preset, "parts": parts}, indent=2))
 
 
-def _fail(error: WeightsError) -> None:
+def _fail(error: Exception) -> NoReturn:
     typer.echo(f"minmo weights: {error}", err=True)
     raise typer.Exit(1)

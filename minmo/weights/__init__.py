@@ -1,6 +1,8 @@
 """Pretrained weights: fetched from packages, converted once to safetensors, loaded in a moment.
 
 `ensure` prepares what a preset needs; `weights_folder`, `read_config` and `load_state_dict` load.
+Whole modules are loaded and written by `minmo.weights.modules`; what others published is imported
+by `minmo.weights.importing`.
 """
 
 from minmo.weights.errors import WeightsError

@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from minmo.weights.errors import WeightsError
@@ -35,9 +35,11 @@ class Manifest:
     Attributes:
         module: the module that the folder holds.
         converter_version: the converter that wrote it.
-        origin: `packages` or `hub`.
+        origin: `packages`, `hub`, `import` or `training`.
         sources: what it was made from.
         files: each file's path inside the folder and its size in bytes.
+        hashes: for each module whose weights the folder holds, the sha256 of its tensors
+            (`minmo.weights.hashes`); empty where nobody has computed it.
     """
 
     module: str
@@ -45,6 +47,7 @@ class Manifest:
     origin: str
     sources: tuple[Source, ...]
     files: dict[str, int]
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -67,7 +70,12 @@ def is_whole(folder: Path, manifest: Manifest) -> bool:
 
 @contextmanager
 def prepared(
-    folder: Path, module: str, converter_version: int, origin: str, sources: tuple[Source, ...]
+    folder: Path,
+    module: str,
+    converter_version: int,
+    origin: str,
+    sources: tuple[Source, ...],
+    hashes: Mapping[str, str] | None = None,
 ) -> Iterator[Path]:
     """Yield an empty folder to fill; on a clean exit it becomes `folder`, replacing an older one.
 
@@ -89,7 +97,8 @@ def prepared(
                 # safetensors writes for its owner alone; a folder shared by users must be readable.
                 path.chmod(path.stat().st_mode | 0o444)
                 files[path.relative_to(unfinished).as_posix()] = path.stat().st_size
-        manifest = Manifest(module, converter_version, origin, sources, files)
+        known = dict(hashes or {})
+        manifest = Manifest(module, converter_version, origin, sources, files, known)
         (unfinished / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
         if folder.exists():
             folder.rename(folder.parent / f".{folder.name}.{os.getpid()}.old")

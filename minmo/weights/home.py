@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+SHARED_FOLDER = {"recognizer": "voice_encoder"}
+"""Modules that may lie in the folder of another, as the other half of a published checkpoint."""
+
 
 def home() -> Path:
     """Return MinMo's cache folder: `MINMO_HOME` where it is set, else `~/.cache/minmo`."""

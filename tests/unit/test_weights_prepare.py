@@ -213,7 +213,7 @@ def test_a_home_that_cannot_be_written_is_named(
 
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
-    with pytest.raises(WeightsError, match=r"preset 'huge'; there are: mini"):
+    with pytest.raises(WeightsError, match=r"no preset 'huge'; there are 8b, mini"):
         ensure("huge")
     with pytest.raises(WeightsError, match=r"no 'tts'; it has: voice_encoder, llm, vad, triton"):
         ensure("mini", only=("tts",))

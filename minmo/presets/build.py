@@ -1,0 +1,82 @@
+"""The network of a preset, module by module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from torch import nn
+
+from minmo.model.duplex_predictor import DuplexPredictor
+from minmo.model.flow_matching import FlowMatching
+from minmo.model.input_projector import InputProjector
+from minmo.model.llm import Llm
+from minmo.model.moonshine_recognizer import MoonshineRecognizer, MoonshineRecognizerConfig
+from minmo.model.output_projector import OutputProjector
+from minmo.model.speaker_embedding import SpeakerEmbedding
+from minmo.model.speech_tokenizer import SpeechTokenizer
+from minmo.model.vocoder import Vocoder
+from minmo.model.voice_encoder import build_voice_encoder
+from minmo.model.voice_token_lm import VoiceTokenLm
+from minmo.model.whisper_recognizer import WhisperRecognizer, WhisperRecognizerConfig
+from minmo.presets.errors import PresetError
+from minmo.presets.preset import MODULES, Preset
+from minmo.presets.table import similar
+
+
+def modules_of(preset: Preset) -> tuple[str, ...]:
+    """Names of the modules that a preset has, in the order of the data."""
+    return tuple(name for name in MODULES if getattr(preset, name) is not None)
+
+
+def check_module(preset: Preset, name: str) -> None:
+    """Refuses the name of a module that a preset has not.
+
+    Raises:
+        PresetError: with the names that it has.
+    """
+    known = modules_of(preset)
+    if name not in known:
+        hint = similar(name, known)
+        raise PresetError(
+            f"preset {preset.name!r} has no module {name!r}{hint}; it has: {', '.join(known)}"
+        )
+
+
+def build_module(preset: Preset, name: str) -> nn.Module:
+    """Builds a module with random weights, on the default device (`meta` for none at all).
+
+    Args:
+        preset: its sizes.
+        name: of the module, which is that of its table.
+
+    Raises:
+        PresetError: the preset has no such module.
+    """
+    check_module(preset, name)
+    return _BUILDERS[name](preset)
+
+
+def _recognizer(preset: Preset) -> nn.Module:
+    match preset.recognizer:
+        case MoonshineRecognizerConfig() as config:
+            return MoonshineRecognizer(config)
+        case WhisperRecognizerConfig() as config:
+            return WhisperRecognizer(config)
+        case _:
+            raise AssertionError("checked before")
+
+
+_BUILDERS: dict[str, Callable[[Preset], nn.Module]] = {
+    "voice_encoder": lambda preset: cast("nn.Module", build_voice_encoder(preset.voice_encoder)),
+    "recognizer": _recognizer,
+    "input_projector": lambda preset: InputProjector(preset.input_projector),
+    "llm": lambda preset: Llm(preset.llm),
+    "duplex_predictor": lambda preset: DuplexPredictor(preset.duplex_predictor),
+    "output_projector": lambda preset: OutputProjector(preset.output_projector),
+    "voice_token_lm": lambda preset: VoiceTokenLm(preset.voice_token_lm),
+    "speech_tokenizer": lambda preset: SpeechTokenizer(preset.speech_tokenizer),
+    "speaker_embedding": lambda preset: SpeakerEmbedding(preset.speaker_embedding),
+    "flow_matching": lambda preset: FlowMatching(preset.flow_matching),
+    "vocoder": lambda preset: Vocoder(preset.vocoder),
+}

@@ -1,0 +1,290 @@
+"""Network modules with their weights: the one way in which services and engine load them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from minmo.model.llm import random_llm
+from minmo.model.packed import pack_linears
+from minmo.presets import (
+    Preset,
+    PresetError,
+    build_module,
+    check_module,
+    load_preset,
+    with_text_table,
+)
+from minmo.weights import home
+from minmo.weights.errors import WeightsError
+from minmo.weights.fitting import misfits, wrong_shapes
+from minmo.weights.folder import Source, prepared, read_manifest
+from minmo.weights.hashes import tensors_sha256
+from minmo.weights.load import load_state_dict, read_config, weights_folder
+from minmo.weights.naming import fill, select, stored_shapes, stored_state
+from minmo.weights.parts import packaged_parts
+from minmo.weights.prepare import alone
+from minmo.weights.progress import NoProgress
+from minmo.weights.reading import map_safetensors
+from minmo.weights.writing import FILE, write_safetensors
+
+_CONVERTER_VERSION = 1
+_READ_FROM_HALF = ("llm", "voice_token_lm")
+_TRAINED_AGAINST = "trained_against"
+# How a module is run may change after training; what it computes may not.
+_RUNTIME = frozenset({"max_context", "max_tokens", "solver_steps", "guidance", "guidance_dropout"})
+
+
+def load_module(
+    preset: str | Path | Preset,
+    name: str,
+    *,
+    folder: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Loads a module of a preset, for inference.
+
+    Args:
+        preset: its name, the path of its TOML file, or itself.
+        name: of the module.
+        folder: with the weights; None for where they were prepared or imported.
+        dtype: of computation.
+        device: where to compute.
+
+    Raises:
+        WeightsError: the weights are missing, damaged, of other sizes than the preset says, or
+            were trained against other modules than those that are here.
+        PresetError: there is no such preset, or it has no such module.
+    """
+    preset = _loaded(preset)
+    check_module(preset, name)
+    folder = weights_folder(preset, name) if folder is None else folder
+    preset = _fitted(preset, name, folder)
+    _check_sizes(preset, name, folder)
+    check_trained_against(preset, name, folder)
+    tensors = select(preset, name, load_state_dict(folder))
+    expected = stored_shapes(preset, name)
+    missing = [tensor for tensor in expected if tensor not in tensors]
+    left_over = [tensor for tensor in tensors if tensor not in expected]
+    lines = list(misfits(name, missing, left_over, wrong_shapes(expected, tensors)))
+    if lines:
+        raise WeightsError(
+            f"{folder / FILE} does not fit preset {preset.name!r}:\n  " + "\n  ".join(lines) + "\n"
+            "Use the preset that it was made for, or bring the weights of this one"
+        )
+    return fill(preset, name, tensors, dtype, device)
+
+
+def random_module(
+    preset: str | Path | Preset,
+    name: str,
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    packed: bool = False,
+) -> nn.Module:
+    """An untrained module for inference, to measure with: the same one for the same seed.
+
+    The global generator is left alone.
+
+    Args:
+        preset: its name, the path of its TOML file, or itself.
+        name: of the module.
+        seed: of its weights.
+        dtype: of computation.
+        device: where to compute.
+        packed: whether to round weights to float16 where trained ones are kept in it, which makes
+            it as fast on a CPU as they are (`minmo.model.packed`).
+    """
+    preset = _loaded(preset)
+    if name == "llm":
+        module: nn.Module = random_llm(preset.llm, seed, dtype, device)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = build_module(preset, name).to(device, dtype)
+    module.requires_grad_(False).eval()
+    if packed and name in _READ_FROM_HALF and dtype == torch.float32:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.half().float()
+        pack_linears(module)
+    return module
+
+
+def module_sha256(preset: str | Path | Preset, name: str, folder: Path | None = None) -> str:
+    """The hash of a module's weights as they are here.
+
+    Raises:
+        WeightsError: they are missing or damaged.
+    """
+    preset = _loaded(preset)
+    folder = weights_folder(preset, name) if folder is None else folder
+    manifest = read_manifest(folder)
+    if manifest is not None and name in manifest.hashes:
+        return manifest.hashes[name]
+    tensors = map_safetensors(folder / FILE, f"delete {folder} and bring the weights again")
+    return tensors_sha256(select(preset, name, tensors))
+
+
+def write_module(
+    preset: str | Path | Preset,
+    name: str,
+    module: nn.Module,
+    *,
+    trained_against: Mapping[str, str] | Iterable[str] = (),
+    sources: Iterable[Source] = (),
+    folder: Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Writes a trained module; its folder appears whole or not at all.
+
+    Args:
+        preset: that it was built from.
+        name: of the module.
+        module: with its weights.
+        trained_against: the modules that it was trained against, and so works with: their names,
+            for those that are here, or their hashes by name (`module_sha256`).
+        sources: what it was trained on, for the manifest.
+        folder: where to write; None for where `load_module` finds it, unless what is there came
+            from a package or belongs to other modules too.
+        dtype: to store floating-point weights in; None for what they are.
+
+    Returns:
+        The folder.
+
+    Raises:
+        WeightsError: the weights hold NaN or infinity, do not fit the preset, or cannot be written.
+        PresetError: there is no such preset, or it has no such module.
+    """
+    preset = _loaded(preset)
+    folder = _own_folder(preset, name) if folder is None else folder
+    state = {key: _stored(tensor, dtype) for key, tensor in stored_state(preset, name, module)}
+    expected = stored_shapes(preset, name)
+    missing = [key for key in expected if key not in state]
+    left_over = [key for key in state if key not in expected]
+    if lines := list(misfits(name, missing, left_over, wrong_shapes(expected, state))):
+        raise WeightsError(
+            f"the module is not {name} of preset {preset.name!r}:\n  " + "\n  ".join(lines)
+        )
+    if not isinstance(trained_against, Mapping):
+        trained_against = {other: module_sha256(preset, other) for other in trained_against}
+    metadata = {_TRAINED_AGAINST: json.dumps(dict(trained_against), sort_keys=True)}
+    hashes = {name: tensors_sha256(state)}
+    content = {
+        "module": name,
+        "sizes": asdict(getattr(preset, name)),
+        _TRAINED_AGAINST: dict(trained_against),
+    }
+    with (
+        alone(NoProgress()),
+        prepared(folder, name, _CONVERTER_VERSION, "training", tuple(sources), hashes) as new,
+    ):
+        write_safetensors(new / FILE, state, metadata)
+        (new / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+    return folder
+
+
+def trained_against(folder: Path) -> dict[str, str]:
+    """The hashes of the modules that a folder's module was trained against, by their names.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    path = folder / FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        recorded: dict[str, str] = json.loads(metadata.get(_TRAINED_AGAINST, "{}"))
+    except (SafetensorError, OSError, ValueError):
+        # Says in which tensor the file ends.
+        map_safetensors(path, f"delete {folder} and bring the weights again")
+        raise
+    return recorded
+
+
+def check_trained_against(
+    preset: str | Path | Preset, name: str, folder: Path | None = None
+) -> tuple[str, ...]:
+    """Refuses a module that was trained against other weights than those that are here.
+
+    Args:
+        preset: the preset.
+        name: of the module.
+        folder: with its weights; None for where `load_module` finds them.
+
+    Returns:
+        Modules that it was trained against and that are not here, so that nobody can compare: a
+        machine that only speaks needs no LLM.
+
+    Raises:
+        WeightsError: names the other module, the hash expected and the hash found.
+    """
+    preset = _loaded(preset)
+    folder = weights_folder(preset, name) if folder is None else folder
+    absent = []
+    for other, expected in trained_against(folder).items():
+        try:
+            found = module_sha256(preset, other)
+        except (WeightsError, PresetError):
+            absent.append(other)
+            continue
+        if found != expected:
+            raise WeightsError(
+                f"{name} in {folder} was trained against another {other}: expected sha256 "
+                f"{expected}, found {found} in {weights_folder(preset, other)}; bring back that "
+                f"{other}, or train {name} again with this one"
+            )
+    return tuple(absent)
+
+
+def _loaded(preset: str | os.PathLike[str] | Preset) -> Preset:
+    return preset if isinstance(preset, Preset) else load_preset(os.fspath(preset))
+
+
+def _own_folder(preset: Preset, name: str) -> Path:
+    check_module(preset, name)
+    folder = home.module_folder(preset.name, name)
+    manifest = read_manifest(folder)
+    others = sorted(manifest.hashes.keys() - {name}) if manifest is not None else []
+    packaged = any(part.name == name for part in packaged_parts(preset.name))
+    if packaged or others:
+        holds = f"also holds {' and '.join(others)}" if others else "is for what packages have"
+        raise WeightsError(
+            f"{folder} {holds}, which {name} would replace: write it into a folder of its own"
+        )
+    return folder
+
+
+def _fitted(preset: Preset, name: str, folder: Path) -> Preset:
+    """The preset, with the table of text where the weights of the voice token LM have one."""
+    stated = read_config(folder).get("sizes", {}).get("text_vocabulary", 0)
+    if name != "voice_token_lm" or not stated or preset.voice_token_lm.text_vocabulary:
+        return preset
+    return with_text_table(preset, stated)
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _check_sizes(preset: Preset, name: str, folder: Path) -> None:
+    """Compares what shapes don't show, such as the number of heads, where the folder states it."""
+    stated: dict[str, Any] = read_config(folder).get("sizes", {})
+    wanted = json.loads(json.dumps(asdict(getattr(preset, name))))
+    for key, value in stated.items():
+        if key in wanted and key not in _RUNTIME and wanted[key] != value:
+            raise WeightsError(
+                f"{folder / 'config.json'} says {name}.{key} is {value}, and preset "
+                f"{preset.name!r} says {wanted[key]}; use the preset that the weights were made "
+                "for, or bring the weights of this one"
+            )
