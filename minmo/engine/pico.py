@@ -147,6 +147,9 @@ class PicoUtterance:
             self._samples += len(spoken.samples)
             return Piece(spoken.samples, marks)
 
+    def close(self) -> None:
+        """Does nothing: a phrase that is being said is soon said."""
+
     def _rest(self) -> Piece | None:
         """A mark without audio for the tokens after the last phrase that was said."""
         if self._marked_tokens == self._tokens or not self._gatherer.finished:

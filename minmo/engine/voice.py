@@ -10,7 +10,7 @@ A voice is shared by all utterances of a process; an `Utterance` is one answer t
 
 Nothing here waits for anybody: `push` and `end` only note what came, `step` computes. A server
 calls `step` in a thread of its own; utterances that take turns with their steps share the voice
-fairly, and one that is not stepped any more is cancelled.
+fairly. One that is not wanted any more is closed, which stops what is computed for it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,18 @@ HiddenStates = NDArray[np.float32]
 
 class InstructError(ValueError):
     """The voice cannot follow an instruction; the text says which it can."""
+
+
+class TokenError(ValueError):
+    """A token or its hidden state is not one that the voice reads; the text says which it does."""
+
+
+class VoiceBusyError(RuntimeError):
+    """The voice speaks as many utterances as it can at once; another try later makes sense."""
+
+
+class SpeakingError(RuntimeError):
+    """The voice failed at this utterance; others go on."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,9 @@ class Utterance(Protocol):
             tokens: in the order of the LLM.
             hidden_states: `[tokens, hidden_width]`, what predicted each; None if the voice reads
                 text only.
+
+        Raises:
+            TokenError: the voice does not read such tokens; none of them was taken.
         """
 
     def end(self) -> None:
@@ -89,7 +104,14 @@ class Utterance(Protocol):
         Returns:
             The piece, or None if there is nothing to do until more tokens come; after `end`, None
             says that the utterance is complete, and its last mark covers every token.
+
+        Raises:
+            VoiceBusyError: too many others speak; nothing of this one was spoken.
+            SpeakingError: the voice failed; nothing more comes.
         """
+
+    def close(self) -> None:
+        """Nobody wants more of it; safe at any time, from any thread, and more than once."""
 
 
 class Voice(Protocol):
@@ -124,6 +146,7 @@ class Voice(Protocol):
 
         Raises:
             InstructError: the voice cannot follow the instruction.
+            VoiceBusyError: too many others wait already.
         """
 
     def close(self) -> None:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-from prometheus_client import Counter, Gauge, Histogram, Info
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 Hop = Literal[
     "endpointing",
@@ -110,6 +112,22 @@ VOICE_FIRST_AUDIO = Histogram(
     "Time from the first token of an utterance reaching the voice decoder to its first audio.",
     buckets=_HOP_BUCKETS,
 )
+VOICE_ENGINE_GAUGES = {
+    "slots": ("minmo_voice_slots", "Utterances that the neural voice can compute at once."),
+    "slots_in_use": ("minmo_voice_slots_in_use", "Utterances that it computes."),
+    "waiting": ("minmo_voice_waiting", "Utterances that wait for a slot."),
+}
+VOICE_ENGINE_COUNTERS = {
+    "opened": ("minmo_voice_utterances", "Utterances that came."),
+    "refused": ("minmo_voice_refused", "Utterances that found no slot in time."),
+    "failed": ("minmo_voice_failed", "Utterances that failed in other ways."),
+    "token_steps": ("minmo_voice_token_steps", "Steps of the voice token LM."),
+    "token_seconds": ("minmo_voice_token_step_seconds", "Time of these steps."),
+    "tokens": ("minmo_voice_speech_tokens", "Speech tokens that were drawn."),
+    "chunk_steps": ("minmo_voice_chunk_steps", "Steps of token2wav."),
+    "chunk_seconds": ("minmo_voice_chunk_step_seconds", "Time of these steps."),
+    "chunks": ("minmo_voice_chunks", "Chunks of audio that they made."),
+}
 ENCODER_AUDIO = Counter("minmo_encoder_audio_seconds_total", "Audio that the encoder read.")
 ENCODER_REAL_TIME_FACTOR = Histogram(
     "minmo_encoder_real_time_factor",
@@ -124,6 +142,37 @@ ENCODER_RECOGNISE_DURATION = Histogram(
 ENCODER_JOBS_WAITING = Gauge(
     "minmo_encoder_jobs_waiting", "Segments and steps that wait for the encoder's compute thread."
 )
+
+
+class FiguresCollector(Collector):
+    """Publishes figures that somebody counts anyway, as they are when they are asked for.
+
+    Args:
+        read: gives an object with the figures as attributes; from any thread.
+        gauges: metric and text, by attribute.
+        counters: the same; a metric's name gets `_total`.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], object],
+        gauges: Mapping[str, tuple[str, str]],
+        counters: Mapping[str, tuple[str, str]],
+    ) -> None:
+        self._read, self._gauges, self._counters = read, gauges, counters
+        REGISTRY.register(self)
+
+    def close(self) -> None:
+        """Publishes no more."""
+        REGISTRY.unregister(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics now."""
+        figures = self._read()
+        for attribute, (name, text) in self._gauges.items():
+            yield GaugeMetricFamily(name, text, getattr(figures, attribute))
+        for attribute, (name, text) in self._counters.items():
+            yield CounterMetricFamily(name, text, getattr(figures, attribute))
 
 
 def observe_hop(hop: Hop, seconds: float) -> None:

@@ -7,12 +7,21 @@ from collections.abc import Mapping
 import numpy as np
 
 from minmo.audio.pcm import AudioError, PcmFormat
-from minmo.engine.voice import HiddenStates, InstructError, Utterance, Voice
-from minmo.rpc.errors import invalid_argument, not_found
+from minmo.engine.voice import (
+    HiddenStates,
+    InstructError,
+    TokenError,
+    Utterance,
+    Voice,
+    VoiceBusyError,
+)
+from minmo.rpc.errors import StatusError, invalid_argument, not_found, resource_exhausted
 from minmo.v1 import common_pb2, voice_decoder_pb2
 
 _MAX_INSTRUCT_CHARACTERS = 200
 _MAX_SHOWN = 60
+# About the length of an answer.
+_RETRY_AFTER_SECONDS = 5.0
 
 
 def audio_format(message: common_pb2.AudioFormat) -> PcmFormat:
@@ -55,7 +64,8 @@ def opened(voice: Voice, config: voice_decoder_pb2.DecodeConfig) -> Utterance:
 
     Raises:
         StatusError: INVALID_ARGUMENT, the instruction is too long or one that the voice cannot
-            follow, or the query's hidden states are malformed.
+            follow, or the query's hidden states are malformed. RESOURCE_EXHAUSTED, too many
+            others speak.
     """
     if len(config.instruct) > _MAX_INSTRUCT_CHARACTERS:
         raise invalid_argument(
@@ -70,6 +80,17 @@ def opened(voice: Voice, config: voice_decoder_pb2.DecodeConfig) -> Utterance:
         raise invalid_argument(
             "config.instruct", str(error), reason="INSTRUCT_NOT_SUPPORTED"
         ) from None
+    except TokenError as error:
+        raise invalid_argument("config.query_hidden_states", str(error)) from None
+    except VoiceBusyError as error:
+        raise busy(error) from None
+
+
+def busy(error: VoiceBusyError) -> StatusError:
+    """What a caller is told for whom there is no room."""
+    return resource_exhausted(
+        str(error), reason="VOICE_BUSY", retry_after_seconds=_RETRY_AFTER_SECONDS
+    )
 
 
 def token_hidden_states(message: voice_decoder_pb2.TextTokens, voice: Voice) -> HiddenStates | None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import grpc
 
-from minmo.engine.pico import PicoVoice
 from minmo.engine.voice import Voice
+from minmo.rpc import metrics
 from minmo.settings import VoiceDecoderSettings
 from minmo.v1 import voice_decoder_pb2, voice_decoder_pb2_grpc
 from services.voice_decoder.stream import DecodeStream
+from services.voice_decoder.voices import Voices, load_voices
 
 
 class VoiceDecoderService:
@@ -22,16 +23,26 @@ class VoiceDecoderService:
     name = "voice_decoder"
 
     def __init__(self, settings: VoiceDecoderSettings) -> None:
-        # Steps wait in the order in which they came, so streams take turns phrase by phrase.
-        self._executor = ThreadPoolExecutor(settings.threads, "voice")
+        # Pico's steps wait in the order in which they came, so streams take turns phrase by phrase.
+        # The neural voice's steps only wait for its engine, which says whose turn it is.
+        threads = settings.threads if settings.voice == "pico" else settings.max_streams
+        self._executor = ThreadPoolExecutor(threads, "voice")
         self._settings = settings
         self._servicer = VoiceDecoderServicer(settings, self._executor)
+        self._voices = Voices({})
+        self._collector: metrics.FiguresCollector | None = None
 
     async def start(self) -> None:
         """Starts the voices and lets each say something once."""
-        voice: Voice = await asyncio.to_thread(PicoVoice, self._settings.threads)
-        self._servicer.voices = {voice.name: voice}
-        await asyncio.to_thread(voice.warm_up)
+        self._voices = await asyncio.to_thread(load_voices, self._settings)
+        self._servicer.voices = self._voices.by_name
+        await asyncio.to_thread(self._voices.warm_up)
+        if self._voices.engine is not None:
+            self._collector = metrics.FiguresCollector(
+                self._voices.engine.snapshot,
+                metrics.VOICE_ENGINE_GAUGES,
+                metrics.VOICE_ENGINE_COUNTERS,
+            )
 
     def register(self, server: grpc.aio.Server) -> Sequence[str]:
         """Adds the servicer."""
@@ -41,8 +52,9 @@ class VoiceDecoderService:
     async def stop(self) -> None:
         """Ends the threads and the voices."""
         # Closing the voices first ends a step that is stuck.
-        for voice in self._servicer.voices.values():
-            await asyncio.to_thread(voice.close)
+        await asyncio.to_thread(self._voices.close)
+        if self._collector is not None:
+            self._collector.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 

@@ -7,9 +7,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 
-from minmo.engine.voice import Piece, TextToken, Utterance, Voice
+from minmo.audio.pcm import PcmFormat
+from minmo.engine.voice import (
+    Piece,
+    SpeakingError,
+    TextToken,
+    TokenError,
+    Utterance,
+    Voice,
+    VoiceBusyError,
+)
 from minmo.rpc import metrics
-from minmo.rpc.errors import deadline_exceeded, invalid_argument
+from minmo.rpc.errors import deadline_exceeded, internal, invalid_argument
 from minmo.rpc.writing import write_within
 from minmo.settings import VoiceDecoderSettings
 from minmo.v1 import voice_decoder_pb2
@@ -62,6 +71,20 @@ class DecodeStream:
         audio_format = checks.audio_format(config.format)
         voice = checks.voice_named(config.voice, self._voices)
         utterance = checks.opened(voice, config)
+        try:
+            await self._serve(requests, config, audio_format, voice, utterance)
+        finally:
+            # Whatever has happened: what is still computed for it stops.
+            utterance.close()
+
+    async def _serve(
+        self,
+        requests: Requests,
+        config: voice_decoder_pb2.DecodeConfig,
+        audio_format: PcmFormat,
+        voice: Voice,
+        utterance: Utterance,
+    ) -> None:
         output = AudioOutput(
             voice.sample_rate_hz, audio_format, config.first_token, config.first_sample
         )
@@ -135,7 +158,12 @@ class DecodeStream:
         if self._first_token_time is None:
             self._first_token_time = time.perf_counter()
         self._token_count += len(message.tokens)
-        utterance.push([TextToken(token.id, token.text) for token in message.tokens], hidden_states)
+        try:
+            utterance.push(
+                [TextToken(token.id, token.text) for token in message.tokens], hidden_states
+            )
+        except TokenError as error:
+            raise invalid_argument("tokens", str(error)) from None
 
     async def _speak(self, utterance: Utterance, rate_hz: int, output: AudioOutput) -> None:
         """Writes audio as it is made, then `done`."""
@@ -164,7 +192,12 @@ class DecodeStream:
 
     async def _step(self, utterance: Utterance, rate_hz: int) -> Piece | None:
         loop = asyncio.get_running_loop()
-        piece, seconds = await loop.run_in_executor(self._executor, _timed_step, utterance)
+        try:
+            piece, seconds = await loop.run_in_executor(self._executor, _timed_step, utterance)
+        except VoiceBusyError as error:
+            raise checks.busy(error) from None
+        except SpeakingError as error:
+            raise internal(str(error)) from None
         self._compute_seconds += seconds
         if piece is not None and len(piece.samples):
             audio_seconds = len(piece.samples) / rate_hz

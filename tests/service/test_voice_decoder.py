@@ -116,7 +116,7 @@ async def stub(process: Process) -> AsyncIterator[VoiceDecoderServiceStub]:
 @pytest.fixture(scope="session")
 def words_of() -> Iterator[object]:
     try:
-        models = ListeningModels.load("mini", 576)
+        models = ListeningModels.load("mini")
     except WeightsError as error:
         pytest.skip(f"the recogniser's weights are not here: {error}")
     yield models.recogniser.transcribe
