@@ -11,6 +11,13 @@ import typer
 from minmo.cli.options import Address, Json, Mode, ModeOption, Preset, TlsCa, Token
 
 
+class Device(StrEnum):
+    """Where to compute."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class Dtype(StrEnum):
     """Number type of computation."""
 
@@ -103,4 +110,61 @@ def llm(
     ensure_weights(preset, quiet=as_json)
     used = threads or thread_budget(available_cores())["triton"]
     report = bench.measure(preset, dtype.value, used, address)
+    typer.echo(json.dumps(asdict(report), indent=2) if as_json else "\n".join(bench.lines(report)))
+
+
+@app.command("model")
+def model(
+    preset: Preset = "mini",
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.CPU,
+    sessions: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=256, help="Sessions at once; may be given several times."),
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Untrained weights: latency is the same.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Threads; by default as many as cores.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=100, help="Runs of each measurement.")] = 5,
+    plot: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Draw the figures into this SVG or PNG.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the network in this process: what lies between a question and first audio.
+
+    The rows of the paper's table 21, alone and with other sessions, beside the time that reading
+    the weights takes.
+
+    Example: minmo bench model --preset 8b --device cuda --random-weights --sessions 1 --sessions 32
+    """
+    import json
+    from dataclasses import asdict
+
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from minmo.bench import model as bench
+    from minmo.cli.reach import ensure_weights
+    from minmo.cli.show import stderr
+    from minmo.stack.threads import available_cores
+
+    if not random_weights:
+        ensure_weights(preset, quiet=as_json)
+    default = [1, 2, 4, 8] if device is Device.CPU else [1, 2, 4, 8, 16, 32, 64]
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=stderr(), transient=True, disable=as_json) as bars:
+        task = bars.add_task("starting", total=None)
+        report = bench.measure(
+            preset,
+            device.value,
+            sessions=sorted(set(sessions or default)),
+            random_weights=random_weights,
+            threads=threads or available_cores(),
+            repeats=repeats,
+            progress=lambda what: bars.update(task, description=what),
+        )
+    if plot is not None:
+        bench.plot(report, plot)
     typer.echo(json.dumps(asdict(report), indent=2) if as_json else "\n".join(bench.lines(report)))
