@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from minmo.model.attention import FusedProjections
 from minmo.model.interleaved_rotary import rotary_table, rotate
-from minmo.model.repetition import repetition
+from minmo.model.recognition import RecognizerCache, repetition
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,6 @@ class MoonshineRecognizerConfig:
             start_token=int(config["decoder_start_token_id"]),
             end_token=int(config["eos_token_id"]),
         )
-
-
-class RecognizerCache:
-    """Keys and values of one utterance: what was said so far, and the encoder's frames.
-
-    Attributes:
-        length: tokens that the cache holds.
-        said: `[layers, 2, 1, heads, max_tokens, head_dim]`, filled up to `length`.
-        heard: for each layer keys and values of the frames, `[1, heads, frames, head_dim]`.
-    """
-
-    def __init__(self, said: Tensor, heard: list[tuple[Tensor, Tensor]]) -> None:
-        self.length = 0
-        self.said = said
-        self.heard = heard
 
 
 class MoonshineRecognizer(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minmo.model.repetition import repetition
+from minmo.model.recognition import RecognizerCache, repetition
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,6 @@ class WhisperPrompt:
         )
 
 
-class WhisperRecognizerCache:
-    """Keys and values of one utterance: what was said so far, and the encoder's frames.
-
-    Attributes:
-        length: tokens that the cache holds.
-        said: `[layers, 2, 1, heads, max_tokens, head_dim]`, filled up to `length`.
-        heard: for each layer keys and values of the frames, `[1, heads, frames, head_dim]`.
-    """
-
-    def __init__(self, said: Tensor, heard: list[tuple[Tensor, Tensor]]) -> None:
-        self.length = 0
-        self.said = said
-        self.heard = heard
-
-
 class WhisperRecognizer(nn.Module):
     """A Transformer decoder that reads encoder frames through cross-attention."""
 
@@ -103,7 +88,7 @@ class WhisperRecognizer(nn.Module):
         self.layers = nn.ModuleList(self._blocks)
         self.layer_norm = nn.LayerNorm(config.width)
 
-    def start(self, frames: Tensor) -> WhisperRecognizerCache:
+    def start(self, frames: Tensor) -> RecognizerCache:
         """Opens an utterance.
 
         Args:
@@ -112,9 +97,9 @@ class WhisperRecognizer(nn.Module):
         config = self.config
         head_dim = config.width // config.heads
         said = frames.new_empty(config.layers, 2, 1, config.heads, config.max_tokens, head_dim)
-        return WhisperRecognizerCache(said, [layer.hear(frames) for layer in self._blocks])
+        return RecognizerCache(said, [layer.hear(frames) for layer in self._blocks])
 
-    def forward(self, tokens: Tensor, cache: WhisperRecognizerCache) -> Tensor:
+    def forward(self, tokens: Tensor, cache: RecognizerCache) -> Tensor:
         """Reads the next tokens of an utterance.
 
         Args:
@@ -175,7 +160,7 @@ class WhisperRecognizer(nn.Module):
             logits = self._read([token], cache)
         return tokens
 
-    def _read(self, tokens: Sequence[int], cache: WhisperRecognizerCache) -> Tensor:
+    def _read(self, tokens: Sequence[int], cache: RecognizerCache) -> Tensor:
         """`[vocabulary]`, logits after the last of these tokens."""
         device = self.embed_tokens.weight.device
         logits: Tensor = self(torch.tensor([list(tokens)], device=device), cache)

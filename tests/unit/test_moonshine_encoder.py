@@ -15,7 +15,7 @@ from minmo.model.moonshine_encoder import (
     MoonshineEncoderConfig,
 )
 from minmo.model.moonshine_recognizer import MoonshineRecognizer, MoonshineRecognizerConfig
-from minmo.model.repetition import repetition
+from minmo.model.recognition import repetition
 from minmo.model.sense_voice_encoder import SenseVoiceEncoderConfig
 from minmo.model.voice_encoder import VoiceEncoderConfig, build_voice_encoder
 from minmo.model.whisper_encoder import WhisperEncoderConfig

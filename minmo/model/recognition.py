@@ -1,6 +1,23 @@
-"""When a decoder goes round in circles."""
+"""What the decoders that recognise words share."""
 
 from __future__ import annotations
+
+from torch import Tensor
+
+
+class RecognizerCache:
+    """Keys and values of one utterance: what was said so far, and the encoder's frames.
+
+    Attributes:
+        length: tokens that the cache holds.
+        said: `[layers, 2, 1, heads, max_tokens, head_dim]`, filled up to `length`.
+        heard: for each layer keys and values of the frames, `[1, heads, frames, head_dim]`.
+    """
+
+    def __init__(self, said: Tensor, heard: list[tuple[Tensor, Tensor]]) -> None:
+        self.length = 0
+        self.said = said
+        self.heard = heard
 
 
 def repetition(tokens: list[int], *, longest: int = 12, times: int = 4) -> int:
