@@ -324,7 +324,7 @@ def _measure_voice(
 ) -> _VoiceFigures:
     options = VoiceEngineOptions(
         slots=max(sessions),
-        context=512,
+        context=min(512, modules.lm.config.max_context),
         max_waiting=0,
         # Untrained weights never end an utterance: this is about as long as speech is.
         max_speech_per_vector=SPEECH_PER_TEXT,
