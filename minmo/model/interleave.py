@@ -19,8 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-IGNORED = -100
-"""The target of a position whose prediction nobody draws."""
+from minmo.model.token_loss import IGNORED
 
 _FREE_SPEECH = 50
 """Speech tokens that any text may have, however short: 2 s."""

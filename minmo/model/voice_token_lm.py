@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from minmo.model.interleave import IGNORED, InterleavedBatch, Kind
+from minmo.model.interleave import InterleavedBatch, Kind
 from minmo.model.llm import Llm, LlmCache, LlmConfig, Segment
 from minmo.model.packed import pack_linears
 
@@ -261,46 +260,6 @@ class VoiceTokenLm(nn.Module):
         """
         embeddings = self.embed_batch(batch, vectors, prefix)
         return self.logits(self.trunk.forward_sequence(embeddings, batch.lengths))
-
-
-class VoiceTokenLoss(NamedTuple):
-    """The loss of a batch, and how good it is.
-
-    Attributes:
-        loss: scalar, the mean cross entropy over all targets, differentiable.
-        accuracy: scalar, the share of targets that are the likeliest class.
-        targets: scalar, how many there are.
-    """
-
-    loss: Tensor
-    accuracy: Tensor
-    targets: Tensor
-
-
-def voice_token_loss(
-    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0
-) -> VoiceTokenLoss:
-    """Cross entropy of interleaved sequences.
-
-    Every target counts the same, however long its sequence is. Without any target the loss is 0.
-
-    Args:
-        logits: `[batch, positions, classes]`.
-        targets: `[batch, positions]`, classes, or `IGNORED`.
-        label_smoothing: share of the target's probability that all classes divide.
-    """
-    there = targets != IGNORED
-    count = there.sum()
-    total = F.cross_entropy(
-        logits.flatten(0, 1),
-        targets.flatten(),
-        ignore_index=IGNORED,
-        label_smoothing=label_smoothing,
-        reduction="sum",
-    )
-    right = (logits.detach().argmax(-1) == targets) & there
-    divisor = count.clamp(min=1)
-    return VoiceTokenLoss(total / divisor, right.sum() / divisor, count)
 
 
 class Renamed(NamedTuple):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from minmo.model.interleave import (
-    IGNORED,
     ContextFullError,
     Input,
     Interleaving,
@@ -12,6 +11,7 @@ from minmo.model.interleave import (
     collate,
     interleave,
 )
+from minmo.model.token_loss import IGNORED
 
 _TOKENS = 100
 _END, _FILL = _TOKENS, _TOKENS + 2

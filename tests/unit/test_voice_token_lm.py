@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2Model
 
-from minmo.model.interleave import IGNORED, Input, Interleaving, Kind, collate, interleave
+from minmo.model.interleave import Input, Interleaving, Kind, collate, interleave
 from minmo.model.llm import LlmCache, Segment
 from minmo.model.packed import PackedLinear
+from minmo.model.token_loss import IGNORED, token_loss
 from minmo.model.voice_token_lm import (
     VoiceTokenLm,
     VoiceTokenLmConfig,
     from_cosyvoice,
     to_cosyvoice,
-    voice_token_loss,
 )
 
 _CONFIG = VoiceTokenLmConfig(
@@ -255,10 +255,10 @@ def test_garbage_behind_a_sequence_does_not_reach_its_loss() -> None:
     pairs = [_pair(7, 25, prefix=2), _pair(3, 6, prefix=0)]
     prefix, vectors = torch.randn(2, 2, _CONFIG.width), torch.randn(2, 7, _CONFIG.width)
     batch = collate(pairs)
-    loss = voice_token_loss(_LM.forward_batch(batch, vectors, prefix), batch.targets)
+    loss = token_loss(_LM.forward_batch(batch, vectors, prefix), batch.targets)
     vectors[1, 3:] = 1e6
     prefix[1] = 1e6
-    again = voice_token_loss(_LM.forward_batch(batch, vectors, prefix), batch.targets)
+    again = token_loss(_LM.forward_batch(batch, vectors, prefix), batch.targets)
     assert torch.equal(loss.loss, again.loss)
 
 
@@ -266,7 +266,7 @@ def test_every_target_counts_the_same_whatever_batch_it_is_in() -> None:
     pairs = [_pair(7, 25, prefix=0), _pair(3, 6, prefix=0)]
     vectors = torch.randn(2, 7, _CONFIG.width)
     batch = collate(pairs)
-    together = voice_token_loss(_LM.forward_batch(batch, vectors), batch.targets)
+    together = token_loss(_LM.forward_batch(batch, vectors), batch.targets)
     total = right = count = 0.0
     for row, (_, targets) in enumerate(pairs):
         alone = collate(pairs[row : row + 1])
@@ -286,9 +286,9 @@ def test_label_smoothing_shares_the_target_with_all_classes() -> None:
     logits, targets = torch.randn(1, 2, 8), torch.tensor([[3, IGNORED]])
     scores = logits[0, 0].log_softmax(-1)
     expected = -(0.9 * scores[3] + 0.1 * scores.mean())
-    smoothed = voice_token_loss(logits, targets, label_smoothing=0.1)
+    smoothed = token_loss(logits, targets, label_smoothing=0.1)
     torch.testing.assert_close(smoothed.loss, expected)
-    nothing = voice_token_loss(logits, torch.full((1, 2), IGNORED))
+    nothing = token_loss(logits, torch.full((1, 2), IGNORED))
     assert float(nothing.loss) == float(nothing.accuracy) == 0.0
 
 
@@ -300,7 +300,7 @@ def test_it_learns_to_say_a_sentence_and_to_end() -> None:
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-2)
     first = None
     for _ in range(40):
-        learnt = voice_token_loss(lm.forward_batch(batch, vectors, prefix), batch.targets)
+        learnt = token_loss(lm.forward_batch(batch, vectors, prefix), batch.targets)
         first = learnt.loss.item() if first is None else first
         optimizer.zero_grad()
         learnt.loss.backward()
