@@ -6,28 +6,36 @@ First audio takes the LLM's first five tokens, 15 speech tokens of the voice tok
 of token2wav. Each is measured in its engine, alone and with other sessions that ask at the same
 moment, beside the time that reading its weights takes. Latency does not depend on the weights'
 values: random ones of a preset's sizes tell as much as trained ones.
+
+Contexts are short: the LLM holds 43 positions when it starts to answer, and the voice decoder reads
+no prefix of the query. A long conversation costs what reading its keys and values costs besides.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib.util
 import json
+import logging
 import platform
 import statistics
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from minmo.bench.llm import memory_bandwidth, weight_bytes
+from minmo.bench.voice import VoiceReport
 from minmo.bench.voice import measure as measure_voice
 from minmo.engine.engine import Engine, EngineOptions
 from minmo.engine.operations import (
@@ -40,11 +48,13 @@ from minmo.engine.operations import (
     TokenDrawn,
     is_last,
 )
+from minmo.engine.threads import apart
+from minmo.engine.voice_decoder import scheduler
 from minmo.engine.voice_decoder.engine import EngineOptions as VoiceEngineOptions
 from minmo.engine.voice_decoder.engine import VoiceEngine
 from minmo.engine.voice_decoder.modules import VoiceModules
-from minmo.engine.voice_decoder.speaker import random_speaker
 from minmo.model.llm import Llm
+from minmo.model.speaker import Speaker, random_speaker
 from minmo.presets import Preset, load_preset
 from minmo.weights.modules import load_module, random_module
 
@@ -60,6 +70,11 @@ TEXT_TOKENS = 20
 SPEECH_PER_TEXT = 6
 """Untrained weights never end an utterance: it gets so many speech tokens for each of its text."""
 _DEADLINE_SECONDS = 300.0
+_LLM_CONTEXT = 64
+"""Positions of a session: the prompt, the embeddings, the first tokens, and some to spare."""
+_VOICE_CONTEXT = 256
+"""Positions of an utterance: its text, the longest speech that it may get, and some to spare."""
+_PLOTS = (".svg", ".png")
 
 PAPER_MS = {
     "LLM, first token": 95.0,
@@ -126,6 +141,42 @@ class ModelReport:
         """The most sessions, of those measured, that are heard without a gap; 0 for none."""
         return max((n for n, factor in self.real_time_factor.items() if factor < 1), default=0)
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        return {**asdict(self), "sessions_in_real_time": self.sessions_in_real_time}
+
+
+def check(preset_name: str, device: Device = "cpu", plot: Path | None = None) -> None:
+    """Says before anything is loaded what cannot be measured, or drawn afterwards.
+
+    Args:
+        preset_name: a built-in preset, or the path of one.
+        device: where to compute.
+        plot: file to draw the figures into.
+
+    Raises:
+        ValueError: there is no such device, a context of the preset is too short, or the plot
+            cannot be drawn.
+        PresetError: there is no such preset.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda' and PyTorch finds none here; use 'cpu'")
+    preset = load_preset(preset_name)
+    needed = {"llm": _LLM_CONTEXT, "voice_token_lm": _VOICE_CONTEXT}
+    for module, positions in needed.items():
+        there = getattr(preset, module).max_context
+        if there < positions:
+            raise ValueError(
+                f"preset {preset.name!r} has {module}.max_context = {there}; the benchmark needs "
+                f"at least {positions} positions"
+            )
+    if plot is None:
+        return
+    if plot.suffix.lower() not in _PLOTS:
+        raise ValueError(f"plot is {str(plot)!r}; its name must end in {' or '.join(_PLOTS)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("a plot needs matplotlib: pip install 'minmo[plot]'")
+
 
 def measure(
     preset_name: str,
@@ -149,27 +200,28 @@ def measure(
         progress: is told what is measured next.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: it cannot be measured (`check`).
+        SlotMemoryError: the device's memory does not hold so many sessions.
         PresetError: there is no such preset.
         WeightsError: trained weights were wanted and are not here.
         RuntimeError: an operation failed.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda' and PyTorch finds none here; use 'cpu'")
+    check(preset_name, device)
     torch.set_num_threads(threads)
     preset = load_preset(preset_name)
-    bandwidth = memory_bandwidth(device)
+    bandwidth = apart(partial(memory_bandwidth, device))
 
     def load(name: str) -> nn.Module:
         progress(f"loading {name}")
-        return _loaded(preset, name, device, random_weights)
+        return apart(partial(_loaded, preset, name, device, random_weights))
 
     llm = cast("Llm", load("llm"))
     llm_bytes, embeddings = weight_bytes(llm), llm.embed_tokens.weight
     first, five = _measure_llm(llm, sessions, repeats, progress)
     del llm
+    _free(device)
     modules = VoiceModules.load(load, lambda: embeddings)
-    voice = _measure_voice(modules, sessions, repeats, progress)
+    voice = _measure_voice(modules, device, sessions, repeats, progress)
     tokens_bytes = modules.lm.config.speech_group * weight_bytes(modules.lm.trunk)
     stages = {
         "LLM, first token": (llm_bytes, first),
@@ -203,6 +255,13 @@ def _loaded(preset: Preset, name: str, device: Device, random_weights: bool) -> 
     if random_weights:
         return random_module(preset, name, dtype=dtype, device=device, packed=True)
     return load_module(preset, name, dtype=dtype, device=device)
+
+
+def _free(device: Device) -> None:
+    """Gives memory back: an engine and its recorded steps hold each other."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _chunk_bytes(modules: VoiceModules) -> int:
@@ -239,7 +298,7 @@ def _measure_llm(
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Milliseconds from the last embeddings to the first and to the fifth token."""
     # Without stop tokens every session gets as many as the others.
-    options = EngineOptions(frozenset(), slots=max(sessions), context=PROMPT + 64)
+    options = EngineOptions(frozenset(), slots=max(sessions), context=_LLM_CONTEXT)
     engine = Engine(llm, options)
     engine.start()
     first, five = {}, {}
@@ -320,34 +379,59 @@ class _VoiceFigures:
 
 
 def _measure_voice(
-    modules: VoiceModules, sessions: Sequence[int], repeats: int, progress: Progress
+    modules: VoiceModules,
+    device: Device,
+    sessions: Sequence[int],
+    repeats: int,
+    progress: Progress,
 ) -> _VoiceFigures:
+    speaker = random_speaker(modules.flow.config.speaker_width)
+    figures = _VoiceFigures()
+    for count in sessions:
+        progress(f"voice decoder, {count} at once")
+        # An engine for each: a slot takes up to 1 GB of a GPU.
+        runs = _voice_runs(modules, speaker, count, repeats)
+        _free(device)
+        tokens = statistics.median(run.first_tokens_ms for run in runs)
+        chunk = statistics.median(run.first_chunk_ms for run in runs)
+        figures.tokens_ms[count] = tokens
+        figures.chunk_ms[count] = chunk - tokens
+        factor = statistics.median(run.real_time_factor for run in runs)
+        figures.real_time_factor[count] = factor * count
+    return figures
+
+
+def _voice_runs(
+    modules: VoiceModules, speaker: Speaker, count: int, repeats: int
+) -> list[VoiceReport]:
     options = VoiceEngineOptions(
-        slots=max(sessions),
-        context=min(512, modules.lm.config.max_context),
+        slots=count,
+        context=_VOICE_CONTEXT,
         max_waiting=0,
         # Untrained weights never end an utterance: this is about as long as speech is.
         max_speech_per_vector=SPEECH_PER_TEXT,
         max_ahead_seconds=_DEADLINE_SECONDS,
     )
-    speaker = random_speaker(modules.flow.config.speaker_width)
     engine = VoiceEngine(modules, options)
     engine.start()
-    figures = _VoiceFigures()
     try:
-        measure_voice(engine, speaker, 1, TEXT_TOKENS)
-        for count in sessions:
-            progress(f"voice decoder, {count} at once")
-            runs = [measure_voice(engine, speaker, count, TEXT_TOKENS) for _ in range(repeats)]
-            tokens = statistics.median(run.first_tokens_ms for run in runs)
-            chunk = statistics.median(run.first_chunk_ms for run in runs)
-            figures.tokens_ms[count] = tokens
-            figures.chunk_ms[count] = chunk - tokens
-            factor = statistics.median(run.real_time_factor for run in runs)
-            figures.real_time_factor[count] = factor * count
+        with _unending_speech_is_expected():
+            measure_voice(engine, speaker, count, TEXT_TOKENS)
+            return [measure_voice(engine, speaker, count, TEXT_TOKENS) for _ in range(repeats)]
     finally:
         engine.stop()
-    return figures
+
+
+@contextmanager
+def _unending_speech_is_expected() -> Iterator[None]:
+    """Keeps the engine's warnings of speech that finds no end out of the figures."""
+    logger = logging.getLogger(scheduler.__name__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 # --- for people
@@ -376,19 +460,19 @@ def lines(report: ModelReport) -> list[str]:
         f"memory read at {report.bandwidth_gb_s:.0f} GB/s",
         "",
         *(f"| {' | '.join(cells)} |" for cells in table),
+        "",
+        f"The LLM's context is {PROMPT + EMBEDDINGS} positions; the voice decoder reads no prefix "
+        "of the query.",
     ]
 
 
 def plot(report: ModelReport, path: Path) -> None:
     """Draws the stages over the number of sessions, as SVG or PNG by the name of the file.
 
-    Raises:
-        RuntimeError: matplotlib is not installed.
+    `check` says beforehand whether that is possible.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError("a plot needs matplotlib: pip install 'minmo[plot]'") from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     times, factors = figure.subplots(1, 2, width_ratios=(3, 2))
     parts = report.rows[1:-1]
@@ -423,6 +507,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, help="file to draw the figures into")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
+    try:
+        check(given.preset, given.device, given.plot)
+    except ValueError as error:
+        parser.error(str(error))
     report = measure(
         given.preset,
         given.device,
@@ -433,7 +521,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if given.plot:
         plot(report, given.plot)
-    print(json.dumps(asdict(report)) if given.json else "\n".join(lines(report)))
+    print(json.dumps(report.to_json()) if given.json else "\n".join(lines(report)))
 
 
 if __name__ == "__main__":

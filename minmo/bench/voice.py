@@ -11,7 +11,7 @@ import numpy as np
 from minmo.engine.voice import TextToken
 from minmo.engine.voice_decoder.engine import Snapshot, VoiceEngine
 from minmo.engine.voice_decoder.sequence import SpeechSequence
-from minmo.engine.voice_decoder.speaker import Speaker
+from minmo.model.speaker import Speaker
 
 _POLL_SECONDS = 0.0005
 

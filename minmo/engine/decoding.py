@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minmo.engine.graphs import GraphedCall
+from minmo.engine.row_counts import doublings
 from minmo.model.llm import Llm, LlmCache
 
 _SMALLEST_SPAN = 256
@@ -27,8 +28,8 @@ class BatchedDecoder:
 
     def __init__(self, model: Llm, cache: LlmCache) -> None:
         self._model, self._cache = model, cache
-        self._row_counts = _doublings(1, cache.slots)
-        self._spans = _doublings(_SMALLEST_SPAN, cache.context)
+        self._row_counts = doublings(1, cache.slots)
+        self._spans = doublings(_SMALLEST_SPAN, cache.context)
         on_gpu = model.device.type == "cuda"
         pool = torch.cuda.graph_pool_handle() if on_gpu else None
         self._calls: dict[tuple[int, int], GraphedCall[Tensor]] = {}
@@ -75,12 +76,3 @@ class BatchedDecoder:
         embeddings = self._model.embed(tokens)
         hidden = self._model.decode(embeddings, slots, positions, self._cache, span)
         return torch.isfinite(hidden).all(-1)
-
-
-def _doublings(first: int, last: int) -> list[int]:
-    """`first`, twice that, and so on, and `last`."""
-    found = []
-    while first < last:
-        found.append(first)
-        first *= 2
-    return [*found, last]

@@ -28,6 +28,7 @@ from minmo.engine.operations import (
 )
 from minmo.engine.runner import Runner, TurnPredictor
 from minmo.engine.scheduler import Limits, Scheduler, Work
+from minmo.engine.threads import apart
 from minmo.model.llm import Llm, LlmCache
 
 log = logging.getLogger(__name__)
@@ -125,8 +126,12 @@ class Engine:
         # A last piece may overshoot the budget; every slot may want a token besides.
         max_rows = max(options.budget, options.shared_budget) + options.piece + options.slots
         batched = model.device.type == "cuda" if options.batched is None else options.batched
-        with torch.inference_mode():
-            self._runner = Runner(model, cache, max_rows, predictor, batched)
+
+        @torch.inference_mode()
+        def runner() -> Runner:
+            return Runner(model, cache, max_rows, predictor, batched)
+
+        self._runner = apart(runner)
         self._table = SessionTable(options.slots, options.idle_seconds)
         limits = Limits(
             context=options.context,

@@ -23,7 +23,7 @@ from minmo.engine.pico_process import (
     PicoStuckError,
 )
 from minmo.engine.speakable import shown, speakable
-from minmo.engine.voice import HiddenStates, InstructError, Mark, Piece, Samples, TextToken
+from minmo.engine.voice import HiddenStates, InstructError, Mark, Piece, Query, Samples, TextToken
 
 NAME = "pico"
 
@@ -82,7 +82,7 @@ class PicoVoice:
         for thread in threads:
             thread.join()
 
-    def open(self, instruct: str, query_hidden_states: HiddenStates | None) -> PicoUtterance:
+    def open(self, instruct: str, query: Query | None) -> PicoUtterance:
         """Starts an utterance; see `minmo.engine.voice.Voice.open`."""
         return PicoUtterance(self._processes, manner_of(instruct))
 

@@ -12,6 +12,7 @@ Role = Literal["system", "user", "assistant"]
 
 TURN_START: Final = "<|im_start|>"
 TURN_END: Final = "<|im_end|>"
+TEXT_END: Final = "<|endoftext|>"
 # How written speech shows that somebody was cut off; models have read it in countless dialogues.
 INTERRUPTION: Final = "—"
 

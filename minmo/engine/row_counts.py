@@ -57,3 +57,12 @@ class RowCounts:
     def at_least(self, count: int) -> int:
         """The smallest common number of rows that is not below `count`."""
         return self._next[count]
+
+
+def doublings(first: int, last: int) -> list[int]:
+    """`first`, twice that, and so on, and `last`: sizes of recorded steps, few of them."""
+    found = []
+    while first < last:
+        found.append(first)
+        first *= 2
+    return [*found, last]

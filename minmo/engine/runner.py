@@ -13,7 +13,7 @@ from torch import Tensor
 from minmo.engine.decoding import BatchedDecoder
 from minmo.engine.operations import Generate, Matrix, Reason
 from minmo.engine.row_counts import RowCounts
-from minmo.engine.sampling import Sampler
+from minmo.engine.sampling import Sampler, draw_rows
 from minmo.engine.scheduler import Drawing, Problem, Reading, Work
 from minmo.model.llm import Llm, LlmCache, Segment
 
@@ -161,17 +161,19 @@ class Runner:
             drawing.work: self._samplers.get(drawing.work) or Sampler(drawing.sampling)
             for drawing in drawings
         }
-        return [
-            self._draw_one(self._samplers[drawing.work], row)
-            for drawing, row in zip(drawings, logits, strict=False)
-        ]
+        samplers = [self._samplers[drawing.work] for drawing in drawings]
+        return self._draw_rows(samplers, logits[: len(samplers)])
 
-    def _draw_one(self, sampler: Sampler, logits: Tensor) -> int | Problem:
+    def _draw_rows(self, samplers: Sequence[Sampler], logits: Tensor) -> list[int | Problem]:
+        """Draws for all together; where that fails, for each alone, to find out for whom."""
         try:
-            return sampler.draw(logits)
+            return [*draw_rows(samplers, logits)]
         except Exception as error:
-            log.exception("drawing a token failed")
-            return Problem(Reason.INTERNAL, _describe(error))
+            if len(samplers) == 1:
+                log.exception("drawing a token failed")
+                return [Problem(Reason.INTERNAL, _describe(error))]
+        rows = zip(samplers, logits, strict=True)
+        return [result for sampler, row in rows for result in self._draw_rows([sampler], row[None])]
 
 
 def _not_finite(reading: Reading) -> Problem:

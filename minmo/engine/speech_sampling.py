@@ -50,17 +50,16 @@ class RepetitionAwareSampler:
         return draw_rows([self], logits[None], [may_end])[0]
 
     def note(self, token: int) -> None:
-        """Counts a token that was not drawn here, such as one of a prompt's speech."""
+        """Counts a token that was spoken, drawn or given by a prompt."""
         self._last.append(token)
 
-    def _pick(self, values: list[float], ids: list[int], everything: Tensor) -> int:
+    def _pick(self, values: list[float], ids: list[int]) -> int | None:
+        """A token of the nucleus; None if it keeps coming back."""
         token = ids[self._in_nucleus(values)]
-        if self._last.count(token) >= self._repeated:
-            sums = everything.cumsum(0, dtype=torch.float64)
-            point = sums.new_tensor(self._random.random()) * sums[-1]
-            token = min(int(torch.searchsorted(sums, point, right=True)), len(sums) - 1)
-        self._last.append(token)
-        return token
+        return None if self._last.count(token) >= self._repeated else token
+
+    def _point(self) -> float:
+        return self._random.random()
 
     def _in_nucleus(self, values: list[float]) -> int:
         total, size = 0.0, 0
@@ -78,7 +77,9 @@ class RepetitionAwareSampler:
 def draw_rows(
     samplers: Sequence[RepetitionAwareSampler], logits: Tensor, may_end: Sequence[bool]
 ) -> list[int]:
-    """Draws a token for each of several utterances, waiting once for the device.
+    """Draws a token for each of several utterances.
+
+    The host waits once for the device, and once more if anybody repeats a token.
 
     Args:
         samplers: of the utterances.
@@ -93,8 +94,28 @@ def draw_rows(
         scores[:, end].masked_fill_(closed, float("-inf"))
     probabilities = scores.softmax(-1)
     values, ids = probabilities.topk(min(max(s.top_k for s in samplers), end + 1))
-    rows = zip(samplers, values.tolist(), ids.tolist(), probabilities, may_end, strict=True)
-    return [
-        sampler._pick(likely[: sampler.top_k], which[: sampler.top_k], everything[: end + may])
-        for sampler, likely, which, everything, may in rows
+    # As one copy: float64 holds both without loss.
+    likely, which = torch.stack((values.double(), ids.double())).tolist()
+    drawn = [
+        sampler._pick(row[: sampler.top_k], [int(token) for token in tokens[: sampler.top_k]])
+        for sampler, row, tokens in zip(samplers, likely, which, strict=True)
     ]
+    if repeating := [row for row, token in enumerate(drawn) if token is None]:
+        points = [samplers[row]._point() for row in repeating]
+        limits = [end - 1 + may_end[row] for row in repeating]
+        again = _from_all(probabilities[repeating], points, limits)
+        for row, token in zip(repeating, again, strict=True):
+            drawn[row] = token
+    tokens = [token for token in drawn if token is not None]
+    for sampler, token in zip(samplers, tokens, strict=True):
+        sampler.note(token)
+    return tokens
+
+
+def _from_all(probabilities: Tensor, points: list[float], limits: list[int]) -> list[int]:
+    """A class of each row `[rows, classes]`, where a point between 0 and 1 falls."""
+    sums = probabilities.cumsum(-1, dtype=torch.float64)
+    at = sums[:, -1:] * torch.tensor(points, dtype=torch.float64, device=sums.device)[:, None]
+    found = torch.searchsorted(sums, at, right=True)[:, 0]
+    drawn: list[int] = found.minimum(torch.tensor(limits, device=sums.device)).tolist()
+    return drawn

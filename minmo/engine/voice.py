@@ -2,7 +2,7 @@
 
 A voice is shared by all utterances of a process; an `Utterance` is one answer that it speaks::
 
-    utterance = voice.open(instruct="", query_hidden_states=None)
+    utterance = voice.open(instruct="", query=None)
     utterance.push([TextToken(4093, "Hel"), TextToken(385, "lo.")], None)
     utterance.end()
     while (piece := utterance.step()) is not None:
@@ -53,6 +53,19 @@ class TextToken:
 
     id: int
     text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """What the user has said, as the LLM read it; a spoken instruction is in it.
+
+    Attributes:
+        embeddings: `[positions, hidden_width]`, what the LLM read.
+        hidden_states: `[positions, hidden_width]`, its last hidden states there.
+    """
+
+    embeddings: HiddenStates
+    hidden_states: HiddenStates
 
 
 @dataclass(frozen=True)
@@ -136,13 +149,12 @@ class Voice(Protocol):
     def warm_up(self) -> None:
         """Loads what is needed for the first utterance to be as quick as the others."""
 
-    def open(self, instruct: str, query_hidden_states: HiddenStates | None) -> Utterance:
+    def open(self, instruct: str, query: Query | None) -> Utterance:
         """Starts an utterance.
 
         Args:
             instruct: how to speak, in words; empty is neutral.
-            query_hidden_states: `[positions, hidden_width]` of the user's query; None if there are
-                none.
+            query: what the user has said; None if the voice is not to know it.
 
         Raises:
             InstructError: the voice cannot follow the instruction.

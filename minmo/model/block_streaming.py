@@ -289,8 +289,8 @@ class BlockStreamingEncoder(nn.Module, ABC):
             if _none(ready):
                 made.append(self._no_frames(len(ready)))
             else:
-                lengths = self.block_frames * ready
-                made.append(self._encode_block(window, there.clamp(0, needed), lengths, state))
+                frames = self.block_frames * ready
+                made.append(self._encode_block(window, there.clamp(0, needed), frames, state))
             blocks += ready
         self._keep(joined, held, blocks * block, state)
         return torch.cat(made, dim=1), blocks * self.block_frames

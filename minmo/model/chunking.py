@@ -97,7 +97,8 @@ class Place(NamedTuple):
     """Where the next chunk of each slot stands.
 
     Attributes:
-        slots: `[slots]`, their numbers.
+        slots: `[slots]`, their rows of the state.
+        is_all: whether these are all rows of the state, in order.
         number: `[slots]`, the chunk's number, 0 for a stream's first.
         ring_chunk: `[slots]`, its place in the ring.
         start: `[slots]`, the number of its first frame.
@@ -107,6 +108,7 @@ class Place(NamedTuple):
     """
 
     slots: Tensor
+    is_all: bool
     number: Tensor
     ring_chunk: Tensor
     start: Tensor
@@ -114,12 +116,23 @@ class Place(NamedTuple):
     last: Tensor
 
 
-def place_chunk(chunking: Chunking, start: Tensor, lengths: Tensor) -> Place:
-    """Where the chunks stand that begin at frame `start`, `[slots]`, with `lengths` frames."""
-    slots = torch.arange(start.shape[0], device=start.device)
+def place_chunk(
+    chunking: Chunking, start: Tensor, lengths: Tensor, slots: Tensor | None = None
+) -> Place:
+    """Where chunks stand.
+
+    Args:
+        chunking: how streams are cut.
+        start: `[slots]`, number of the first frame of each.
+        lengths: `[slots]`, frames of each.
+        slots: `[slots]`, their rows of the state, none twice; None for all of them in order.
+    """
+    is_all = slots is None
+    if slots is None:
+        slots = torch.arange(start.shape[0], device=start.device)
     number = (start + chunking.offset) // chunking.size
     last = lengths[:, None] + torch.arange(TAIL, device=start.device)
-    return Place(slots, number, number % chunking.ring_chunks, start, lengths, last)
+    return Place(slots, is_all, number, number % chunking.ring_chunks, start, lengths, last)
 
 
 def ring_view(chunking: Chunking, place: Place, dtype: torch.dtype) -> View:
@@ -177,12 +190,16 @@ class Ring:
         tails: `[slots, TAIL, channels]`, for all convolutions side by side; with branches between
             slots and frames, a row is a slot's branch.
         memory: `[slots, layers, 2, heads, chunks, size, head_dim]`. The chunk goes where the one
-            lies that it doesn't see any more, so a slot that waits loses nothing it will need.
+            lies that it doesn't see any more, so a slot that waits loses nothing it will need. It
+            may have a smaller number type than the frames.
+
+    Both are the whole state; of it, only the slots of `place` are read and written.
     """
 
     def __init__(self, place: Place, tails: Tensor, memory: Tensor) -> None:
         self._place = place
-        self._tails = tails
+        self._all_tails = tails
+        self._tails = tails if place.is_all else tails.index_select(0, place.slots)
         self._memory = memory
         self._new_tails: list[Tensor] = []
         self._channel = 0
@@ -203,9 +220,11 @@ class Ring:
         """Writes them into the next layer's ring; returns all of it."""
         memory = self._memory[:, self._layer]
         self._layer += 1
-        memory[self._place.slots, :, :, self._place.ring_chunk] = keys_values
-        return memory.flatten(-3, -2)
+        slots, written = self._place.slots, keys_values.to(memory.dtype)
+        memory[slots, :, :, self._place.ring_chunk] = written
+        seen = memory if self._place.is_all else memory.index_select(0, slots)
+        return seen.flatten(-3, -2).to(keys_values.dtype)
 
     def close(self) -> None:
         """Stores the tails, after the last layer."""
-        self._tails.copy_(torch.cat(self._new_tails, dim=-1))
+        self._all_tails.index_copy_(0, self._place.slots, torch.cat(self._new_tails, dim=-1))

@@ -29,8 +29,7 @@ from minmo.model.chunking import (
 from minmo.model.stored_layout import WindowConv, store_apart
 from minmo.model.streaming import SlotState, is_there
 
-# Mel frames for each speech token.
-UPSAMPLING = 2
+MEL_FRAMES_PER_TOKEN = 2
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class FlowEncoder(nn.Module):
         self.embedding = _InputLayer(sizes.width)
         self.look_ahead = _LookAhead(sizes.width, sizes.look_ahead)
         self.layers = nn.ModuleList([_Layer(sizes) for _ in range(sizes.layers)])
-        self.upsample = WindowConv(sizes.width, sizes.width, UPSAMPLING * TAIL + 1)
+        self.upsample = WindowConv(sizes.width, sizes.width, MEL_FRAMES_PER_TOKEN * TAIL + 1)
         self.upsampled_embedding = _InputLayer(sizes.width)
         self.upsampled_layers = nn.ModuleList(
             [_Layer(sizes) for _ in range(sizes.upsampled_layers)]
@@ -99,7 +98,7 @@ class FlowEncoder(nn.Module):
         dtype, tokens = embeddings.dtype, embeddings.shape[1]
         views = [
             clip_view(chunking.times(rate), lengths * rate, tokens * rate, dtype)
-            for rate in (1, UPSAMPLING)
+            for rate in (1, MEL_FRAMES_PER_TOKEN)
         ]
         past = Beginning()
         embeddings = F.pad(embeddings, (0, 0, 0, self.sizes.look_ahead))
@@ -111,20 +110,21 @@ class FlowEncoder(nn.Module):
         chunking: Chunking,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        ring_dtype: torch.dtype | None = None,
     ) -> FlowEncoderState:
-        """The state of streams that start."""
-        sizes = self.sizes
+        """The state of streams that start; keys and values may have a number type of their own."""
+        sizes, ring_dtype = self.sizes, ring_dtype or dtype
 
         def memory(layers: int, rate: int) -> Tensor:
             head_dim = sizes.width // sizes.heads
             ring = (chunking.ring_chunks, chunking.size * rate)
             shape = (slots, layers, 2, sizes.heads, *ring, head_dim)
-            return torch.zeros(shape, device=device, dtype=dtype)
+            return torch.zeros(shape, device=device, dtype=ring_dtype)
 
         return FlowEncoderState(
             torch.zeros(slots, TAIL, 2 * sizes.width, device=device, dtype=dtype),
             memory(sizes.layers, 1),
-            memory(sizes.upsampled_layers, UPSAMPLING),
+            memory(sizes.upsampled_layers, MEL_FRAMES_PER_TOKEN),
         )
 
     def step(
@@ -135,6 +135,7 @@ class FlowEncoder(nn.Module):
         start: Tensor,
         chunking: Chunking,
         state: FlowEncoderState,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """Encodes the next chunk of each stream.
 
@@ -146,14 +147,17 @@ class FlowEncoder(nn.Module):
             start: `[slots]`, tokens before the chunk.
             chunking: how the stream is cut.
             state: of the streams; changed in place.
+            slots: `[slots]`, their rows of the state, none twice; None for all of them in order.
 
         Returns:
             `[slots, 2 * size, width]`.
         """
         dtype = embeddings.dtype
-        doubled = chunking.times(UPSAMPLING)
-        place = place_chunk(chunking, start, lengths)
-        doubled_place = place_chunk(doubled, start * UPSAMPLING, lengths * UPSAMPLING)
+        doubled = chunking.times(MEL_FRAMES_PER_TOKEN)
+        place = place_chunk(chunking, start, lengths, slots)
+        doubled_place = place_chunk(
+            doubled, start * MEL_FRAMES_PER_TOKEN, lengths * MEL_FRAMES_PER_TOKEN, slots
+        )
         views = ring_view(chunking, place, dtype), ring_view(doubled, doubled_place, dtype)
         tails = Ring(place, state.tails, state.memory[:, :0])
         pasts = (
@@ -180,9 +184,9 @@ class FlowEncoder(nn.Module):
         sight = _Sight.of(views[0], chunking, hidden)
         for layer in self.layers:
             hidden = layer(hidden, sight, pasts[1])
-        hidden = pasts[0].before(hidden).repeat_interleave(UPSAMPLING, dim=1)
+        hidden = pasts[0].before(hidden).repeat_interleave(MEL_FRAMES_PER_TOKEN, dim=1)
         hidden = self.upsampled_embedding(self.upsample(hidden))
-        sight = _Sight.of(views[1], chunking.times(UPSAMPLING), hidden)
+        sight = _Sight.of(views[1], chunking.times(MEL_FRAMES_PER_TOKEN), hidden)
         for layer in self.upsampled_layers:
             hidden = layer(hidden, sight, pasts[2])
         encoded: Tensor = self.norm(hidden)

@@ -147,15 +147,19 @@ class FlowEstimator(nn.Module):
         chunking: Chunking,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        ring_dtype: torch.dtype | None = None,
     ) -> FlowEstimatorState:
-        """The state of streams that start; `chunking` counts mel frames."""
+        """The state of streams that start; `chunking` counts mel frames.
+
+        Keys and values may have a number type of their own.
+        """
         sizes = self.sizes
         tails = (slots, steps, branches, TAIL, sizes.tail_channels)
         layers = (slots, steps, sizes.layers, 2, branches * sizes.heads)
         memory = (*layers, chunking.ring_chunks, chunking.size, sizes.head_dim)
         return FlowEstimatorState(
             torch.zeros(tails, device=device, dtype=dtype),
-            torch.zeros(memory, device=device, dtype=dtype),
+            torch.zeros(memory, device=device, dtype=ring_dtype or dtype),
         )
 
     def _blocks(self) -> Iterator[_Block]:

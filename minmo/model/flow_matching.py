@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minmo.model.chunking import Beginning, Chunking, Past, Ring, clip_view, place_chunk, ring_view
-from minmo.model.flow_encoder import UPSAMPLING, FlowEncoder, FlowEncoderSizes, FlowEncoderState
+from minmo.model.flow_encoder import (
+    MEL_FRAMES_PER_TOKEN,
+    FlowEncoder,
+    FlowEncoderSizes,
+    FlowEncoderState,
+)
 from minmo.model.flow_estimator import FlowEstimator, FlowEstimatorSizes, FlowEstimatorState
 from minmo.model.streaming import SlotState, is_there
 
@@ -162,14 +167,14 @@ class FlowMatching(nn.Module):
             made again.
         """
         chunking = chunking or self.config.chunking
-        batch, frames = tokens.shape[0], tokens.shape[1] * UPSAMPLING
+        batch, frames = tokens.shape[0], tokens.shape[1] * MEL_FRAMES_PER_TOKEN
         if lengths is None:
             lengths = tokens.new_full((batch,), tokens.shape[1])
         conditions = self.conditions(tokens, speaker, prompt_mel, lengths, chunking)
         if noise is None:
             noise = self._noise_from(tokens.new_zeros(batch), frames)
-        lengths = lengths * UPSAMPLING
-        view = clip_view(chunking.times(UPSAMPLING), lengths, frames, conditions.dtype)
+        lengths = lengths * MEL_FRAMES_PER_TOKEN
+        view = clip_view(chunking.times(MEL_FRAMES_PER_TOKEN), lengths, frames, conditions.dtype)
         mel = self._solve(noise, conditions, view.bias, lambda _: Beginning())
         return mel * is_there(lengths, frames)[..., None]
 
@@ -197,20 +202,32 @@ class FlowMatching(nn.Module):
         return self._join_conditions(encoded, speaker, prompt_mel, lengths)
 
     def initial_state(
-        self, slots: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+        self,
+        slots: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        ring_dtype: torch.dtype | None = None,
     ) -> FlowMatchingState:
-        """The state of streams that start."""
+        """The state of streams that start.
+
+        Args:
+            slots: streams.
+            device: of the weights.
+            dtype: of the weights.
+            ring_dtype: of keys and values, nearly all of it; None for `dtype`.
+        """
         chunking = self.config.chunking
         return FlowMatchingState(
             torch.zeros(slots, dtype=torch.long, device=device),
-            self.encoder.initial_state(slots, chunking, device, dtype),
+            self.encoder.initial_state(slots, chunking, device, dtype, ring_dtype),
             self.estimator.initial_state(
                 slots,
                 self.config.solver_steps,
                 _BRANCHES,
-                chunking.times(UPSAMPLING),
+                chunking.times(MEL_FRAMES_PER_TOKEN),
                 device,
                 dtype,
+                ring_dtype,
             ),
         )
 
@@ -222,6 +239,7 @@ class FlowMatching(nn.Module):
         speaker: Tensor,
         state: FlowMatchingState,
         prompt_mel: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """Makes the mel of the next chunk of each stream.
 
@@ -237,6 +255,8 @@ class FlowMatching(nn.Module):
             state: of the streams; changed in place.
             prompt_mel: `[slots, 2 * chunk_tokens, mel_bins]`, the known mel of the chunk, zeros
                 where it isn't known.
+            slots: `[slots]`, which rows of the state the streams have, none twice; None for all of
+                them in order. The others are neither read nor written.
 
         Returns:
             `[slots, 2 * chunk_tokens, mel_bins]`, of which the first `2 * lengths` are there.
@@ -248,12 +268,13 @@ class FlowMatching(nn.Module):
                 f"look_ahead_tokens = {config.chunk_tokens + config.look_ahead_tokens}; put "
                 "anything where fewer are there, and say so in lengths and ahead"
             )
-        doubled = chunking.times(UPSAMPLING)
-        start = state.tokens * UPSAMPLING
-        place = place_chunk(doubled, start, lengths * UPSAMPLING)
+        doubled = chunking.times(MEL_FRAMES_PER_TOKEN)
+        before = state.tokens if slots is None else state.tokens[slots]
+        start = before * MEL_FRAMES_PER_TOKEN
+        place = place_chunk(doubled, start, lengths * MEL_FRAMES_PER_TOKEN, slots)
         embeddings = self._embed(tokens, lengths + ahead)
         encoded = self.encoder.step(
-            embeddings, lengths, ahead, state.tokens, chunking, state.encoder
+            embeddings, lengths, ahead, before, chunking, state.encoder, slots
         )
         conditions = self._join_conditions(encoded, speaker, prompt_mel, lengths)
         view = ring_view(doubled, place, conditions.dtype)
@@ -265,7 +286,7 @@ class FlowMatching(nn.Module):
         mel = self._solve(noise, conditions, view.bias, rings.__getitem__)
         for ring in rings:
             ring.close()
-        state.tokens += lengths
+        state.tokens.index_add_(0, place.slots, lengths)
         return mel
 
     def _embed(self, tokens: Tensor, known: Tensor) -> Tensor:
@@ -284,7 +305,7 @@ class FlowMatching(nn.Module):
         else:
             frames = mean.shape[1]
             known = F.pad(prompt_mel.to(mean), (0, 0, 0, frames - prompt_mel.shape[1]))
-            there = is_there(lengths * UPSAMPLING, frames)[..., None]
+            there = is_there(lengths * MEL_FRAMES_PER_TOKEN, frames)[..., None]
             known = known.where(there, known.new_zeros(()))
         return torch.cat((mean, voice, known), dim=-1)
 

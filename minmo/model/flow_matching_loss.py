@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from minmo.model.chunking import Beginning, Chunking, clip_view
-from minmo.model.flow_encoder import UPSAMPLING
+from minmo.model.flow_encoder import MEL_FRAMES_PER_TOKEN
 from minmo.model.flow_matching import FlowMatching, FlowMatchingConfig, cosine_schedule
 from minmo.model.streaming import is_there
 
@@ -45,7 +45,7 @@ def flow_matching_loss(
     """
     chunking = chunking or model.config.chunking
     batch, frames = mel.shape[:2]
-    frame_lengths = lengths * UPSAMPLING
+    frame_lengths = lengths * MEL_FRAMES_PER_TOKEN
     there = is_there(frame_lengths, frames)[..., None]
     mel = mel.where(there, mel.new_zeros(()))
 
@@ -64,7 +64,7 @@ def flow_matching_loss(
     left = 1 - (1 - _LEAST_NOISE) * times[:, None, None]
     noisy = left * noise + times[:, None, None] * mel
     way = mel - (1 - _LEAST_NOISE) * noise
-    view = clip_view(chunking.times(UPSAMPLING), frame_lengths, frames, mel.dtype)
+    view = clip_view(chunking.times(MEL_FRAMES_PER_TOKEN), frame_lengths, frames, mel.dtype)
     velocity = model.estimator(
         torch.cat((noisy, conditions), dim=-1)[:, None],
         [time[:, None] for time in model.estimator.embed_times(times)],

@@ -189,10 +189,3 @@ class InputProjector(nn.Module):
 def _cleared(frames: Tensor, lengths: Tensor) -> Tensor:
     """Zeros behind each length: what stands there may be anything, even no number."""
     return frames.masked_fill(~is_there(lengths, frames.shape[1])[:, :, None], 0)
-
-
-def random_input_projector(config: InputProjectorConfig, seed: int = 0) -> InputProjector:
-    """An untrained projector, the same one for the same seed, without touching the global one."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return InputProjector(config)

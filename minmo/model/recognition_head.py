@@ -17,6 +17,21 @@ from torch.nn import functional as F
 from minmo.model.streaming import SlotState, is_there
 
 
+@dataclass(frozen=True)
+class RecognitionHeadConfig:
+    """Sizes of the recognition head, which follow from the LLM's.
+
+    Attributes:
+        vocabulary_size: rows of the LLM's embedding table.
+        width: channels of them, and of a speech embedding.
+        pieces: how many of the rows may be recognised.
+    """
+
+    vocabulary_size: int
+    width: int
+    pieces: int
+
+
 class Pieces(NamedTuple):
     """Pieces of text that were recognised.
 
@@ -72,8 +87,11 @@ class RecognitionHead(nn.Module):
         self.register_buffer("pieces", pieces)
         self.register_buffer("rows", rows.detach(), persistent=False)
         # Rows differ in length by how rare a token is, which says nothing about its sound.
-        lengths = torch.linalg.vector_norm(self.rows, dim=-1, dtype=torch.float32)
-        self.register_buffer("row_scales", lengths.clamp(min=1e-6).reciprocal(), persistent=False)
+        scales = torch.empty(self.blank, device=table.device)
+        if not table.is_meta:  # there is nothing to measure there, and it takes seconds of imports
+            lengths = torch.linalg.vector_norm(self.rows, dim=-1, dtype=torch.float32)
+            scales = lengths.clamp(min=1e-6).reciprocal()
+        self.register_buffer("row_scales", scales, persistent=False)
         self.norm = nn.LayerNorm(width)
         self.scale = nn.Parameter(torch.ones(()))
         self.blank_row = nn.Parameter(torch.zeros(width))

@@ -51,6 +51,11 @@ class SlotState:
         for tensor in self.tensors():
             tensor.masked_fill_(leaving.view(-1, *[1] * (tensor.ndim - 1)), 0)
 
+    def restart(self, slot: int) -> None:
+        """Makes room in one slot, and touches nothing else: a state can be large."""
+        for tensor in self.tensors():
+            tensor[slot].zero_()
+
     def select(self, slots: Tensor) -> Self:
         """A copy with the given slots only, `[count]`, in their order."""
         return self._map(lambda tensor: tensor.index_select(0, slots))

@@ -286,15 +286,7 @@ def from_cosyvoice(config: VoiceTokenLmConfig, state: Mapping[str, Tensor]) -> R
         config: sizes of the LM; decides which tensors it has.
         state: the tensors under CosyVoice 2's names.
     """
-    return _rename(state, {theirs: ours for ours, theirs in _names(config).items()})
-
-
-def to_cosyvoice(config: VoiceTokenLmConfig, state: Mapping[str, Tensor]) -> Renamed:
-    """The reverse of `from_cosyvoice`."""
-    return _rename(state, _names(config))
-
-
-def _rename(state: Mapping[str, Tensor], names: Mapping[str, str]) -> Renamed:
+    names = {theirs: ours for ours, theirs in _names(config).items()}
     return Renamed(
         {new: state[old] for old, new in names.items() if old in state},
         [old for old in names if old not in state],

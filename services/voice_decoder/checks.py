@@ -10,6 +10,7 @@ from minmo.audio.pcm import AudioError, PcmFormat
 from minmo.engine.voice import (
     HiddenStates,
     InstructError,
+    Query,
     TokenError,
     Utterance,
     Voice,
@@ -73,7 +74,7 @@ def opened(voice: Voice, config: voice_decoder_pb2.DecodeConfig) -> Utterance:
             f"has {len(config.instruct)} characters",
             limit=f"{_MAX_INSTRUCT_CHARACTERS} characters",
         )
-    query = hidden_states(config.query_hidden_states, "config.query_hidden_states", voice)
+    query = _query(config, voice)
     try:
         return voice.open(config.instruct, query)
     except InstructError as error:
@@ -84,6 +85,20 @@ def opened(voice: Voice, config: voice_decoder_pb2.DecodeConfig) -> Utterance:
         raise invalid_argument("config.query_hidden_states", str(error)) from None
     except VoiceBusyError as error:
         raise busy(error) from None
+
+
+def _query(config: voice_decoder_pb2.DecodeConfig, voice: Voice) -> Query | None:
+    """What the user has said; None if it was not sent, or is not read."""
+    states = hidden_states(config.query_hidden_states, "config.query_hidden_states", voice)
+    embeddings = hidden_states(config.query_embeddings, "config.query_embeddings", voice)
+    rows = [0 if matrix is None else len(matrix) for matrix in (embeddings, states)]
+    if rows[0] != rows[1]:
+        raise invalid_argument(
+            "config.query_embeddings.rows",
+            f"is {rows[0]}, and config.query_hidden_states has {rows[1]}; send both, one row a "
+            "position",
+        )
+    return None if states is None or embeddings is None else Query(embeddings, states)
 
 
 def busy(error: VoiceBusyError) -> StatusError:

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from minmo.bench import model as bench
 from minmo.cli.bench import app
+from minmo.cli.errors import InputError
+from minmo.weights.errors import WeightsError
 from tests.unit.tiny_presets import write_preset
 
 
@@ -63,6 +65,8 @@ def test_is_read_as_a_table_and_drawn_as_a_plot(report: bench.ModelReport, tmp_p
     text = "\n".join(bench.lines(report))
     assert "tiny, random weights" in text
     assert "| LLM, first five tokens | 150 ms |" in text
+    assert "context is 43 positions; the voice decoder reads no prefix" in text
+    bench.check("mini", plot=tmp_path / "figures.svg")
     bench.plot(report, tmp_path / "figures.svg")
     drawn = (tmp_path / "figures.svg").read_text()
     assert drawn.startswith("<?xml") and "</svg>" in drawn
@@ -88,3 +92,50 @@ def test_the_command_prints_json_for_programs(preset: Path, home: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["preset"] == "tiny" and list(found["real_time_factor"]) == ["1"]
+    assert found["sessions_in_real_time"] in (0, 1)
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "cuda"], "device is 'cuda'"),
+        (["--plot", "figures.pdf"], "must end in .svg or .png"),
+        (["--preset", "SHORT"], "llm.max_context = 63; the benchmark needs at least 64"),
+    ],
+)
+def test_what_cannot_be_measured_is_wrong_usage_and_costs_nothing(
+    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    short = write_preset(tmp_path, llm={"max_context": 63})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(bench, "measure", None)
+    options = [str(short) if option == "SHORT" else option for option in options]
+    given = ["model", "--preset", str(preset), "--random-weights", *options]
+    result = CliRunner().invoke(app, given)
+    assert isinstance(result.exception, InputError)
+    assert message in str(result.exception)
+
+
+def test_a_plot_without_matplotlib_is_refused(
+    preset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="needs matplotlib: pip install"):
+        bench.check(str(preset), plot=Path("figures.svg"))
+
+
+def test_trained_weights_that_are_missing_are_named_before_anything_is_fetched(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minmo.weights.ensure", None)
+    for name, first in (("mini", "voice_token_lm"), ("8b", "llm")):
+        result = CliRunner().invoke(app, ["model", "--preset", name])
+        assert isinstance(result.exception, WeightsError)
+        assert f"the weights of {first} are not in" in str(result.exception)
+    assert not any(home.iterdir())
+
+
+def test_speech_that_never_ends_is_no_news(preset: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bench.measure(str(preset), random_weights=True, threads=1, repeats=1)
+    assert caplog.messages == []

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minmo.model.chunking import Chunking
-from minmo.model.flow_encoder import UPSAMPLING, relative_table
+from minmo.model.flow_encoder import MEL_FRAMES_PER_TOKEN, relative_table
 from minmo.model.flow_matching import FlowMatchingConfig
 from minmo.model.flow_names import from_cosyvoice
 from tests.unit.flow_matching_sizes import PUBLISHED, TINY, random_flow
@@ -38,7 +38,7 @@ def test_a_chunk_depends_on_its_look_ahead_and_its_context_only() -> None:
         embeddings = embeddings.clone()
         embeddings[:, changed:] += 1
         after = encoder(embeddings, lengths, CHUNKING)
-        edge = first_affected * UPSAMPLING
+        edge = first_affected * MEL_FRAMES_PER_TOKEN
         assert torch.equal(after[:, :edge], before[:, :edge])
         assert not torch.allclose(after[:, edge : edge + 2], before[:, edge : edge + 2])
         before = after
@@ -50,7 +50,9 @@ def test_a_chunk_depends_on_its_look_ahead_and_its_context_only() -> None:
     before = encoder(far, lengths, CHUNKING)
     far[:, 0] += 1
     after = encoder(far, lengths, CHUNKING)
-    assert torch.equal(after[:, reach * UPSAMPLING :], before[:, reach * UPSAMPLING :])
+    assert torch.equal(
+        after[:, reach * MEL_FRAMES_PER_TOKEN :], before[:, reach * MEL_FRAMES_PER_TOKEN :]
+    )
     assert not torch.equal(after[:, : 2 * TINY.chunk_tokens], before[:, : 2 * TINY.chunk_tokens])
 
 
@@ -80,7 +82,9 @@ def test_a_stream_gets_what_a_clip_gets() -> None:
         ahead = min(look_ahead, 29 - start - length)
         chunk = padded[:, start : start + size + look_ahead]
         counts = [torch.full((2,), count) for count in (length, ahead, start)]
-        made.append(encoder.step(chunk, *counts, CHUNKING, state)[:, : length * UPSAMPLING])
+        made.append(
+            encoder.step(chunk, *counts, CHUNKING, state)[:, : length * MEL_FRAMES_PER_TOKEN]
+        )
         start += length
     torch.testing.assert_close(torch.cat(made, 1), expected, atol=1e-5, rtol=0)
 

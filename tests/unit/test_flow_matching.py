@@ -296,6 +296,7 @@ class _Clips:
         state: FlowMatchingState,
         starts: list[int],
         waiting: frozenset[int] | set[int] = frozenset(),
+        rows: Tensor | None = None,
     ) -> Tensor:
         """The next chunk of each clip; what isn't there is garbage."""
         size, look_ahead = TINY.chunk_tokens, TINY.look_ahead_tokens
@@ -315,7 +316,7 @@ class _Clips:
             prompt = self.prompt_mel[slot, 2 * start : 2 * (start + length)]
             prompt_mel[slot, : 2 * length] = prompt
             speaker[slot] = self.speaker[slot]
-        mel = model.step(tokens, lengths, ahead, speaker, state, prompt_mel)
+        mel = model.step(tokens, lengths, ahead, speaker, state, prompt_mel, rows)
         return mel[:, : 2 * int(lengths.max())]
 
     def stream(
@@ -334,3 +335,35 @@ class _Clips:
                 made[slot].append(mel[slot, : 2 * (new - old)])
                 starts[slot] = new
         return [torch.cat(parts) for parts in made]
+
+
+@torch.inference_mode()
+def test_a_step_of_some_slots_leaves_the_others_as_they_are() -> None:
+    model, clips = random_flow(), _Clips([13, 13, 13], [5, 0, 3])
+    alone, shared = model.initial_state(3), model.initial_state(5)
+    for tensor in shared.tensors():
+        tensor[[1, 3]] = 7
+    before = [tensor[[1, 3]].clone() for tensor in shared.tensors()]
+    rows = torch.tensor([4, 0, 2])
+    for start in (0, 3, 8):
+        expected = clips.step(model, alone, [start] * 3)
+        torch.testing.assert_close(
+            clips.step(model, shared, [start] * 3, rows=rows), expected, **CLOSE
+        )
+    for tensor, kept, theirs in zip(shared.tensors(), before, alone.tensors(), strict=True):
+        assert torch.equal(tensor[[1, 3]], kept)
+        torch.testing.assert_close(tensor[rows], theirs, **CLOSE)
+
+
+@torch.inference_mode()
+def test_keys_and_values_in_bfloat16_take_half_and_change_little() -> None:
+    model, clips = random_flow(), _Clips([13], [5])
+    states = [model.initial_state(1), model.initial_state(1, ring_dtype=torch.bfloat16)]
+    made = [
+        torch.cat([clips.step(model, state, [start]) for start in (0, 3, 8)], 1) for state in states
+    ]
+    assert made[1].dtype == torch.float32
+    assert 0 < (made[1] - made[0]).abs().max() < 0.02 * made[0].abs().mean()
+    rings = [state.estimator.memory.nbytes for state in states]
+    assert rings[0] == 2 * rings[1]
+    assert states[0].size_bytes() - states[1].size_bytes() >= rings[1]

@@ -14,7 +14,7 @@ from minmo.engine.listening import (
     split_at_quiet,
 )
 from minmo.engine.reading import read_with_moonshine
-from minmo.model.input_projector import InputProjectorConfig, random_input_projector
+from minmo.model.input_projector import InputProjector, InputProjectorConfig
 from minmo.model.moonshine_encoder import MoonshineEncoder, MoonshineEncoderConfig
 from minmo.model.moonshine_recognizer import MoonshineRecognizer, MoonshineRecognizerConfig
 from services.encoder.models import ListeningModels
@@ -31,10 +31,14 @@ def small_encoder() -> MoonshineEncoder:
     return MoonshineEncoder(config).eval()
 
 
+def small_projector() -> InputProjector:
+    torch.manual_seed(0)
+    config = InputProjectorConfig(input_width=16, width=16, mlp_width=32, heads=2, output_width=24)
+    return InputProjector(config).eval()
+
+
 ENCODER = small_encoder()
-PROJECTOR = random_input_projector(
-    InputProjectorConfig(input_width=16, width=16, mlp_width=32, heads=2, output_width=24)
-).eval()
+PROJECTOR = small_projector()
 
 
 def noise(samples: int, seed: int = 0) -> Samples:

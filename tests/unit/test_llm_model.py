@@ -194,6 +194,15 @@ def test_decoding_all_at_once_gives_what_the_whole_gives(
     check_decoding(*streaming, atol=2e-5)
 
 
+def test_in_bfloat16_too_pieces_give_what_the_whole_gives() -> None:
+    # Where numbers are between 2 and 4, bfloat16 has steps of 0.016; a few of them add up.
+    generator = torch.Generator().manual_seed(5)
+    ids = [torch.randint(0, 97, (length,), generator=generator) for length in (60, 7, 33)]
+    llm = Llm.from_state_dict(CONFIG, random_state(CONFIG), torch.bfloat16)
+    check_any_chunking(llm, ids, atol=0.06)
+    check_decoding(llm, ids, atol=0.06)
+
+
 def test_forks_and_cuts_go_on_as_new_sequences(
     streaming: tuple[Llm, list[torch.Tensor]],
 ) -> None:

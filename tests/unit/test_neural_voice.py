@@ -13,23 +13,18 @@ import pytest
 import torch
 
 from minmo.bench.voice import measure
-from minmo.engine.voice import InstructError, Voice, VoiceBusyError
+from minmo.engine.voice import InstructError, Query, Voice, VoiceBusyError
 from minmo.engine.voice_decoder.engine import EngineOptions, VoiceEngine
 from minmo.engine.voice_decoder.marks import MarkEstimator
 from minmo.engine.voice_decoder.modules import VoiceModules
 from minmo.engine.voice_decoder.neural_voice import NeuralVoice
 from minmo.engine.voice_decoder.scheduler import Chunks, Limits, Readings, Scheduler
 from minmo.engine.voice_decoder.sequence import Rates, SpeechSequence, State
-from minmo.engine.voice_decoder.speaker import (
-    Prompt,
-    SpeakerError,
-    load_speaker,
-    random_speaker,
-    save_speaker,
-)
+from minmo.model.speaker import Prompt, SpeakerError, random_speaker
 from minmo.rpc.errors import StatusError
 from minmo.settings import VoiceDecoderSettings
 from minmo.v1 import common_pb2, voice_decoder_pb2
+from minmo.weights.speaker_file import load_speaker, save_speaker
 from services.voice_decoder.stream import DecodeStream
 from tests.unit.tiny_voice import (
     HIDDEN_WIDTH,
@@ -123,7 +118,8 @@ def test_modules_are_put_together_by_their_names() -> None:
     engine.start()
     NeuralVoice(engine, SPEAKER).warm_up()
     engine.stop()
-    assert engine.snapshot().chunks == 1
+    # A first one, and one that follows.
+    assert engine.snapshot().chunks == 2
 
 
 def test_lanes_that_do_not_divide_the_slots_are_refused() -> None:
@@ -138,12 +134,12 @@ def test_warming_up_leaves_no_slot_taken(engine: VoiceEngine, voice: Voice) -> N
 
 
 def test_an_instruction_in_words_is_refused(voice: Voice) -> None:
-    with pytest.raises(InstructError, match="query_hidden_states"):
+    with pytest.raises(InstructError, match="send the query"):
         voice.open("sadly", None)
 
 
 def test_the_users_query_changes_what_is_said(voice: Voice) -> None:
-    def said(query: np.ndarray | None) -> np.ndarray:
+    def said(query: Query | None) -> np.ndarray:
         utterance = voice.open("", query)
         utterance.push(text(5), states(5))
         piece = utterance.step()
@@ -152,7 +148,9 @@ def test_the_users_query_changes_what_is_said(voice: Voice) -> None:
         return piece.samples
 
     assert np.array_equal(said(None), said(None))
-    assert not np.array_equal(said(None), said(states(9, 3)))
+    heard = said(Query(states(9, 2), states(9, 3)))
+    assert not np.array_equal(said(None), heard)
+    assert not np.array_equal(heard, said(Query(states(9, 4), states(9, 3))))
 
 
 async def test_a_stream_brings_the_audio_with_marks_for_every_token(voice: Voice) -> None:
@@ -201,8 +199,9 @@ async def test_a_token_of_another_llm_is_refused(voice: Voice) -> None:
 
 
 async def test_a_query_that_is_too_long_is_refused(voice: Voice) -> None:
+    rows = matrix(states(500))
     with pytest.raises(StatusError) as caught:
-        await decode(voice, config(query_hidden_states=matrix(states(500))), END)
+        await decode(voice, config(query_hidden_states=rows, query_embeddings=rows), END)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert "query_hidden_states" in caught.value.message
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from minmo.engine.operations import Sampling
-from minmo.engine.sampling import Sampler
+from minmo.engine.sampling import Sampler, draw_rows
+from tests.readings import Readings
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 2.9])
 
@@ -69,3 +70,41 @@ def test_the_repetition_penalty_makes_what_was_drawn_less_probable() -> None:
     fresh = Sampler(Sampling(repetition_penalty=1.6))
     assert [fresh.draw(negative) for _ in range(3)] == [0, 1, 0]
     assert LOGITS.tolist() == torch.tensor([1.0, 3.0, 2.0, -1.0, 2.9]).tolist()
+
+
+MIXED = [
+    Sampling(),
+    Sampling(1.0, seed=1),
+    Sampling(0.7, 0.9, seed=2),
+    Sampling(0.6, 0.8, 4, 1.3),
+    Sampling(repetition_penalty=1.2),
+    # Its nucleus is larger than usual.
+    Sampling(3.0, 0.99, seed=3),
+]
+
+
+def test_drawing_for_all_together_gives_everybody_what_he_gets_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    alone, together = ([Sampler(sampling) for sampling in MIXED] for _ in range(2))
+    for _ in range(20):
+        logits = torch.randn(len(MIXED), 3000, generator=generator) * 3
+        expected = [sampler.draw(row) for sampler, row in zip(alone, logits, strict=True)]
+        assert draw_rows(together, logits) == expected
+
+
+def test_numbers_come_to_the_host_once_for_all() -> None:
+    logits = torch.randn(5, 3000, generator=torch.Generator().manual_seed(0)) * 3
+    with Readings() as readings:
+        draw_rows([Sampler(sampling) for sampling in MIXED[:5]], logits)
+    assert readings.count == 1
+
+
+def test_a_draw_that_failed_and_is_made_again_gives_the_same_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sampler, other = (Sampler(Sampling(1.0, seed=5)) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.delattr("torch.searchsorted")
+        with pytest.raises(AttributeError):
+            sampler.draw(LOGITS)
+    assert [sampler.draw(LOGITS) for _ in range(20)] == [other.draw(LOGITS) for _ in range(20)]

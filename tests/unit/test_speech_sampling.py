@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minmo.engine.speech_sampling import RepetitionAwareSampler, draw_rows
+from tests.readings import Readings
 
 
 def _logits(probabilities: list[float], tokens: int = 40) -> Tensor:
@@ -111,3 +112,14 @@ def test_utterances_that_are_drawn_together_are_drawn_as_if_alone() -> None:
     for logits in rows:
         expected = [s.draw(row, may) for s, row, may in zip(alone, logits, may_end, strict=True)]
         assert draw_rows(together, logits, may_end) == expected
+
+
+def test_numbers_come_to_the_host_once_and_once_more_for_all_who_repeat_themselves() -> None:
+    logits = torch.stack([_logits([0.7, 0.3])] * 6)
+    samplers = [RepetitionAwareSampler(seed=seed) for seed in range(6)]
+    with Readings() as readings:
+        draw_rows(samplers, logits, [False] * 6)
+    assert readings.count == 1
+    with Readings() as readings:
+        draw_rows(samplers, logits, [False, True] * 3)
+    assert readings.count == 2

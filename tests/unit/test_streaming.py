@@ -1,10 +1,11 @@
 """The slot protocol: what a stream remembers, and what it does not."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from minmo.model.causal_conv import CausalConv1d
 from minmo.model.streaming import (
     SlotState,
     advance,
@@ -88,14 +89,22 @@ def test_who_sees_nothing_gets_zeros() -> None:
     assert bool(torch.isfinite(attended).all())
 
 
-def test_a_causal_convolution_gives_the_same_in_pieces() -> None:
-    torch.manual_seed(0)
-    conv = CausalConv1d(3, 4, kernel_size=3, dilation=2)
-    clip = torch.randn(2, 11, 3)
-    state = conv.initial_state(2)
-    first = conv.step(clip[:, :4], torch.tensor([4, 0]), state)
-    second = conv.step(clip[:, 4:], torch.tensor([7, 0]), state)
-    whole = conv(clip)
-    torch.testing.assert_close(torch.cat((first, second), 1)[0], whole[0])
-    # The other slot waited: it begins now.
-    torch.testing.assert_close(conv.step(clip, torch.tensor([0, 11]), state)[1], whole[1])
+def test_a_slot_that_starts_anew_costs_no_work_on_the_others() -> None:
+    state, written = filled(), []
+
+    class Listener(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func.overloadpacket.__name__.endswith("_"):
+                written.append(args[0].numel())
+            return func(*args, **(kwargs or {}))
+
+    with Listener():
+        state.restart(1)
+    assert state.position.tolist() == [3, 0, 7]
+    assert [inner.tail.flatten(1).sum(1).tolist() for inner in state.layers] == [
+        [2, 0, 2],
+        [8, 0, 8],
+    ]
+    assert written == [1, 2, 8]

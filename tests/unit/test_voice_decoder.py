@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minmo.audio.pcm import SAMPLE_RATES_HZ, PcmFormat
 from minmo.audio.resample import resampled_length
-from minmo.engine.voice import HiddenStates, Mark, Piece, TextToken
+from minmo.engine.voice import HiddenStates, Mark, Piece, Query, TextToken
 from minmo.rpc.errors import StatusError
 from minmo.settings import VoiceDecoderSettings
 from minmo.v1 import common_pb2, voice_decoder_pb2
@@ -34,7 +34,7 @@ class CountingVoice:
     hidden_width = 4
 
     def __init__(self) -> None:
-        self.query: HiddenStates | None = None
+        self.query: Query | None = None
         self.seen: list[HiddenStates] = []
         self.steps = 0
         self.waiting = 0
@@ -44,8 +44,8 @@ class CountingVoice:
 
     def close(self) -> None: ...
 
-    def open(self, instruct: str, query_hidden_states: HiddenStates | None) -> "CountingVoice":
-        self.query = query_hidden_states
+    def open(self, instruct: str, query: Query | None) -> "CountingVoice":
+        self.query = query
         return self
 
     unspoken_reason = ""
@@ -120,13 +120,16 @@ async def test_hidden_states_reach_a_voice_that_reads_them() -> None:
     voice = CountingVoice()
     query = np.arange(8.0).reshape(2, 4)
     config = Request(
-        config=voice_decoder_pb2.DecodeConfig(format=FORMAT, query_hidden_states=matrix(query))
+        config=voice_decoder_pb2.DecodeConfig(
+            format=FORMAT, query_embeddings=matrix(query + 8), query_hidden_states=matrix(query)
+        )
     )
     rows = np.arange(12.0).reshape(3, 4)
     ready, *audio, done = await decode(config, spoken(3, rows), END, voice=voice)
     assert (ready.ready.reads_hidden_states, ready.ready.hidden_width) == (True, 4)
     assert voice.query is not None
-    assert np.array_equal(voice.query, query)
+    assert np.array_equal(voice.query.hidden_states, query)
+    assert np.array_equal(voice.query.embeddings, query + 8)
     assert np.array_equal(np.concatenate(voice.seen), rows)
     assert [len(answer.audio.data) for answer in audio] == [3200] * 3
     assert (done.done.token_count, done.done.sample_count) == (3, 4800)
@@ -153,6 +156,17 @@ async def test_missing_hidden_states_are_refused_by_a_voice_that_reads_them() ->
     tokens = voice_decoder_pb2.TextTokens(tokens=[voice_decoder_pb2.TextToken(text="a")])
     status = await refusal(CONFIG, Request(tokens=tokens))
     assert "rows: is 0, for 1 tokens" in status.message
+
+
+async def test_a_query_needs_its_embeddings_as_well() -> None:
+    config = voice_decoder_pb2.DecodeConfig(
+        format=FORMAT,
+        query_embeddings=matrix(np.ones((2, 4))),
+        query_hidden_states=matrix(np.ones((3, 4))),
+    )
+    status = await refusal(Request(config=config))
+    assert status.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "query_embeddings.rows: is 2, and config.query_hidden_states has 3" in status.message
 
 
 async def test_a_matrix_that_is_not_as_large_as_it_says_is_refused() -> None:

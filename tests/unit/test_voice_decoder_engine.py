@@ -1,5 +1,6 @@
 """The voice decoder's engine with real modules of random weights."""
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,13 +13,23 @@ import torch
 from torch import Tensor
 
 from minmo.engine.speech_sampling import RepetitionAwareSampler
-from minmo.engine.voice import Piece, Samples, SpeakingError, TextToken, TokenError, VoiceBusyError
+from minmo.engine.voice import (
+    Piece,
+    Query,
+    Samples,
+    SpeakingError,
+    TextToken,
+    TokenError,
+    VoiceBusyError,
+)
+from minmo.engine.voice_decoder import token2wav
 from minmo.engine.voice_decoder.engine import EngineOptions, VoiceEngine
 from minmo.engine.voice_decoder.modules import VoiceModules
-from minmo.engine.voice_decoder.sequence import Query, SpeechSequence, State
-from minmo.engine.voice_decoder.speaker import Prompt, Speaker, SpeakerError, random_speaker
+from minmo.engine.voice_decoder.sequence import Rates, SpeechSequence, State
+from minmo.engine.voice_decoder.token2wav import SlotMemoryError, Token2Wav
 from minmo.model.interleave import Interleaving, Kind
 from minmo.model.llm import LlmCache, Segment
+from minmo.model.speaker import Prompt, Speaker, SpeakerError, random_speaker
 from tests.unit.tiny_voice import (
     HIDDEN_WIDTH,
     MEL_BINS,
@@ -224,6 +235,82 @@ def test_slots_that_step_together_sound_the_same(modules: VoiceModules) -> None:
         together = [joined(rest_of(engine, sequence)) for sequence in sequences]
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+CLONED = replace(SPEAKER, name="cloned", prompt=Prompt((3, 1, 2) * 10, prompt_mel(30)))
+
+
+def test_recorded_steps_sound_the_same(modules: VoiceModules) -> None:
+    speakers = [SPEAKER, CLONED, SPEAKER, SPEAKER, CLONED, SPEAKER]
+    with running(modules) as engine:
+        alone = [said(engine, 6 + n, n, speaker) for n, speaker in enumerate(speakers)]
+    with running(modules, batched=True) as engine:
+        sequences = [started(engine, 6 + n, n, speaker) for n, speaker in enumerate(speakers)]
+        together = [joined(rest_of(engine, sequence)) for sequence in sequences]
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_a_step_of_token2wav_costs_as_much_as_has_a_chunk() -> None:
+    modules = tiny_voice(end_bias=ENDS)
+    step, rows = modules.flow.step, []
+
+    def counted(tokens: Tensor, *rest: Tensor, **more: Tensor) -> Tensor:
+        rows.append(len(tokens))
+        return step(tokens, *rest, **more)  # type: ignore[arg-type]
+
+    modules.flow.step = counted  # type: ignore[method-assign,assignment]
+    with running(modules, slots=8, batched=True) as engine:
+        said(engine)
+        assert set(rows) == {1}
+        rows.clear()
+        sequences = [started(engine, 12, seed) for seed in range(3)]
+        for sequence in sequences:
+            rest_of(engine, sequence)
+        assert set(rows) <= {1, 2, 4}
+
+
+def test_more_slots_than_memory_holds_are_refused(
+    modules: VoiceModules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot = Token2Wav(modules, 1, 1)
+    slot.enter(0, SPEAKER)
+    size = slot._groups[0]._remembered().size_bytes()
+    monkeypatch.setattr(token2wav, "free_memory", lambda _: 3 * size)
+    with pytest.raises(SlotMemoryError, match=r"^4 slots of .* MB each, .* free on cpu: 2 slots"):
+        VoiceEngine(modules, OPTIONS)
+    monkeypatch.setattr(token2wav, "free_memory", lambda _: 5 * size)
+    VoiceEngine(modules, OPTIONS)
+
+
+@torch.inference_mode()
+def test_prompts_of_a_few_speakers_stay_read(modules: VoiceModules) -> None:
+    steps, step = [], modules.flow.step
+    heard = Token2Wav(replace(modules, flow=copy.copy(modules.flow)), slots=1, lanes=1)
+
+    def counted(*inputs: Tensor, **more: Tensor) -> Tensor:
+        steps.append(1)
+        return step(*inputs, **more)  # type: ignore[arg-type]
+
+    heard._modules.flow.step = counted  # type: ignore[method-assign,assignment]
+    speakers = [replace(CLONED, name=str(number)) for number in range(6)]
+    for speaker in [*speakers, *speakers[-4:]]:
+        heard.enter(0, speaker)
+    assert len(steps) == 6 * 2 and len(heard._templates) == 4
+    heard.enter(0, speakers[0])
+    assert len(steps) == 7 * 2
+    # Somebody else by the same name is read anew.
+    heard.enter(0, replace(speakers[0]))
+    assert len(steps) == 8 * 2
+
+
+def test_without_look_ahead_a_prompt_is_over_when_speech_begins() -> None:
+    rates = Rates(5, 15, 27, 512, 15, 0, SAMPLES_PER_TOKEN, 24_000, 25)
+    sequence = SpeechSequence(rates, CLONED, 0, None, prompts_lm=False, now=0.0)
+    assert sequence.waiting_tokens == 0
+    looks_ahead = replace(rates, look_ahead_tokens=3)
+    sequence = SpeechSequence(looks_ahead, CLONED, 0, None, prompts_lm=False, now=0.0)
+    assert sequence.waiting_tokens == 3
 
 
 def test_a_vocoder_that_looks_ahead_loses_no_sample() -> None:

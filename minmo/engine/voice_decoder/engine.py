@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from minmo.engine.voice import HiddenStates, Piece, SpeakingError, TextToken, TokenError
+from minmo.engine.threads import apart
+from minmo.engine.voice import HiddenStates, Piece, Query, SpeakingError, TextToken, TokenError
 from minmo.engine.voice_decoder.modules import VoiceModules
 from minmo.engine.voice_decoder.runner import Runner
 from minmo.engine.voice_decoder.scheduler import Limits, Readings, Scheduler, Step
-from minmo.engine.voice_decoder.sequence import Query, Rates, SpeechSequence, State
-from minmo.engine.voice_decoder.speaker import Speaker, SpeakerError
+from minmo.engine.voice_decoder.sequence import Rates, SpeechSequence, State
+from minmo.model.speaker import Speaker, SpeakerError
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +41,12 @@ class EngineOptions:
         step_deadline_seconds: longest wait of a caller for the next piece of audio.
         max_speech_per_vector: speech tokens for each text token, after which speech ends.
         piece: positions of a query that one step reads for one utterance.
-        lanes: slots that token2wav steps together; None for one on a CPU and all of them on a
-            GPU. On a CPU, audio is then the same to the last bit whatever runs beside it; more
-            lanes make `mini` speak to twice as many people at once, and audio that may differ in
-            its seventh digit. It has to divide `slots`.
+        lanes: slots that token2wav steps together; None for one, or for all of them where steps
+            are recorded. With one, on a CPU, audio is the same to the last bit whatever runs
+            beside it; more make `mini` speak to twice as many people at once, and audio that may
+            differ in its seventh digit. It has to divide `slots`.
+        batched: whether steps are recorded, with fixed shapes; None where that is faster, on a
+            GPU. A recorded step costs as much as the next power of two of those who need it.
     """
 
     slots: int = 8
@@ -56,6 +59,7 @@ class EngineOptions:
     max_speech_per_vector: int = 25
     piece: int = 32
     lanes: int | None = None
+    batched: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -114,12 +118,18 @@ class VoiceEngine:
     def __init__(self, modules: VoiceModules, options: EngineOptions) -> None:
         self.modules, self.options = modules, options
         lm, flow = modules.lm.config, modules.flow.config
-        lanes = options.lanes or (options.slots if modules.device.type == "cuda" else 1)
+        batched = modules.device.type == "cuda" if options.batched is None else options.batched
+        lanes = options.lanes or (options.slots if batched else 1)
         # Of everybody the last speech token and a group of text, or a piece of a query.
         rows = max(options.slots * (lm.text_group + 2), options.piece)
         piece = max(options.piece, lm.text_group + lm.speech_group + 1)
-        with torch.inference_mode():
-            self._runner = Runner(modules, options.slots, options.context, max(rows, piece), lanes)
+
+        @torch.inference_mode()
+        def runner() -> Runner:
+            limit = max(rows, piece)
+            return Runner(modules, options.slots, options.context, limit, lanes, batched)
+
+        self._runner = apart(runner)
         self._rates = Rates(
             text_group=lm.text_group,
             speech_group=lm.speech_group,
@@ -194,6 +204,13 @@ class VoiceEngine:
             )
         if max(prompt.speech_tokens) >= rates.end or min(prompt.speech_tokens) < 0:
             raise SpeakerError(f"speech tokens of a prompt are 0 to {rates.end - 1}")
+        vocabulary = self.modules.vocabulary
+        reads_text = self.modules.semantic is None
+        if reads_text and any(not 0 <= token < vocabulary for token in prompt.text_tokens):
+            raise SpeakerError(
+                f"the prompt of speaker {speaker.name!r} has text token "
+                f"{max(prompt.text_tokens)}; this voice reads 0 to {vocabulary - 1}"
+            )
         if prompt.mel.shape[1] != flow.mel_bins:
             raise SpeakerError(
                 f"the prompt's mel has {prompt.mel.shape[1]} bins; this voice has {flow.mel_bins}"

@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minmo.engine.voice import Mark
-
-USUAL_CHARACTERS_PER_SECOND = 15.0
-"""Of conversational English."""
+from minmo.model.speaker import USUAL_CHARACTERS_PER_SECOND
 
 
 class MarkEstimator:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from minmo.model.flow_encoder import MEL_FRAMES_PER_TOKEN
 from minmo.model.flow_matching import FlowMatching
 from minmo.model.output_projector import OutputProjector
 from minmo.model.vocoder import Vocoder
@@ -89,4 +90,4 @@ class VoiceModules:
     @property
     def samples_per_token(self) -> int:
         """Audio of one speech token, in samples."""
-        return 2 * self.vocoder.config.hop
+        return MEL_FRAMES_PER_TOKEN * self.vocoder.config.hop

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minmo.engine.voice import HiddenStates, InstructError, Piece, TextToken
+from minmo.engine.prompt import ChatFormat
+from minmo.engine.voice import HiddenStates, InstructError, Piece, Query, TextToken
 from minmo.engine.voice_decoder.engine import VoiceEngine
-from minmo.engine.voice_decoder.sequence import Query, SpeechSequence
-from minmo.engine.voice_decoder.speaker import Speaker
-
-_WARM_UP_TOKENS = 8
+from minmo.engine.voice_decoder.sequence import SpeechSequence
+from minmo.engine.voice_decoder.spelling import Spelling
+from minmo.model.speaker import Speaker
 
 
 class NeuralVoice:
@@ -24,14 +24,22 @@ class NeuralVoice:
         engine: which computes; started.
         speaker: who speaks.
         seed: of the draws; the same text then sounds the same.
+        spelling: the LLM's tokenizer, for text that comes without token ids; None reads ids alone.
 
     Raises:
         SpeakerError: the engine's modules cannot speak as this speaker.
     """
 
-    def __init__(self, engine: VoiceEngine, speaker: Speaker, seed: int = 0) -> None:
+    def __init__(
+        self,
+        engine: VoiceEngine,
+        speaker: Speaker,
+        seed: int = 0,
+        spelling: ChatFormat | None = None,
+    ) -> None:
         engine.check(speaker)
         self._engine, self._speaker, self._seed = engine, speaker, seed
+        self._spelling = spelling
 
     @property
     def name(self) -> str:
@@ -54,39 +62,34 @@ class NeuralVoice:
         return self._engine.modules.hidden_width
 
     def warm_up(self) -> None:
-        """Says something once, in both kinds of chunks."""
+        """Says something once, in a first chunk and in one that follows."""
         utterance = self.open("", None)
-        width = self.hidden_width
-        states = np.zeros((_WARM_UP_TOKENS, width), np.float32) if width else None
-        utterance.push([TextToken(0, "")] * _WARM_UP_TOKENS, states)
+        # Two groups of text make speech enough for two chunks.
+        count, width = 2 * self._engine.modules.lm.config.text_group, self.hidden_width
+        states = np.zeros((count, width), np.float32) if width else None
+        utterance.push([TextToken(0, "")] * count, states)
+        utterance.step()
         utterance.step()
         utterance.close()
 
-    def open(
-        self,
-        instruct: str,
-        query_hidden_states: HiddenStates | None,
-        query_embeddings: HiddenStates | None = None,
-    ) -> NeuralUtterance:
+    def open(self, instruct: str, query: Query | None) -> NeuralUtterance:
         """Starts an utterance; see `minmo.engine.voice.Voice.open`.
 
         Args:
             instruct: must be empty.
-            query_hidden_states: `[positions, hidden_width]` of the user's query.
-            query_embeddings: `[positions, hidden_width]`, the LLM's inputs there; zeros if None.
+            query: what the user has said.
         """
         if instruct.strip():
             raise InstructError(
                 f"voice {self.name!r} takes its instructions from the conversation: put it into "
-                "what is said to the LLM, and send query_hidden_states"
+                "what is said to the LLM, and send the query"
             )
-        query = None
-        if query_hidden_states is not None and self.reads_hidden_states:
-            embeddings = query_embeddings
-            if embeddings is None:
-                embeddings = np.zeros_like(query_hidden_states)
-            query = Query(np.array(embeddings), np.array(query_hidden_states))
-        return NeuralUtterance(self._engine, self._engine.open(self._speaker, self._seed, query))
+        if query is not None:
+            # The caller's may be a view of a message that is gone by the time it is read.
+            query = Query(np.array(query.embeddings), np.array(query.hidden_states))
+        spelling = Spelling(self._spelling) if self._spelling is not None else None
+        sequence = self._engine.open(self._speaker, self._seed, query)
+        return NeuralUtterance(self._engine, sequence, spelling)
 
     def close(self) -> None:
         """Does nothing: the engine is stopped by whom it was started."""
@@ -95,8 +98,10 @@ class NeuralVoice:
 class NeuralUtterance:
     """One answer on its way to audio; see `minmo.engine.voice.Utterance`."""
 
-    def __init__(self, engine: VoiceEngine, sequence: SpeechSequence) -> None:
-        self._engine, self._sequence = engine, sequence
+    def __init__(
+        self, engine: VoiceEngine, sequence: SpeechSequence, spelling: Spelling | None
+    ) -> None:
+        self._engine, self._sequence, self._spelling = engine, sequence, spelling
 
     @property
     def unspoken_reason(self) -> str:
@@ -105,6 +110,8 @@ class NeuralUtterance:
 
     def push(self, tokens: Sequence[TextToken], hidden_states: HiddenStates | None) -> None:
         """Takes the next tokens."""
+        if self._spelling is not None:
+            tokens = self._spelling.spell(tokens)
         self._engine.push(self._sequence, tokens, hidden_states)
 
     def end(self) -> None:
@@ -113,7 +120,10 @@ class NeuralUtterance:
 
     def step(self) -> Piece | None:
         """Waits for the next piece, which the engine computes in a thread of its own."""
-        return self._engine.next_piece(self._sequence)
+        piece = self._engine.next_piece(self._sequence)
+        if piece is None or self._spelling is None:
+            return piece
+        return self._spelling.counted(piece)
 
     def close(self) -> None:
         """Nobody wants more of it."""

@@ -24,13 +24,20 @@ class Runner:
         context: positions of the voice token LM for each.
         rows: positions that one step may read.
         lanes: slots that token2wav steps together.
+        batched: whether steps are recorded, with fixed shapes; None where that is faster, on a GPU.
     """
 
     def __init__(
-        self, modules: VoiceModules, slots: int, context: int, rows: int, lanes: int
+        self,
+        modules: VoiceModules,
+        slots: int,
+        context: int,
+        rows: int,
+        lanes: int,
+        batched: bool | None = None,
     ) -> None:
-        self._reader = TokenReader(modules, slots, context, rows)
-        self._token2wav = Token2Wav(modules, slots, lanes)
+        self._reader = TokenReader(modules, slots, context, rows, batched)
+        self._token2wav = Token2Wav(modules, slots, lanes, batched)
         self._owners: list[SpeechSequence | None] = [None] * slots
 
     def read(self, step: Readings) -> list[int | Problem | None]:

@@ -10,12 +10,11 @@ from itertools import islice
 
 import numpy as np
 
-from minmo.engine.voice import HiddenStates, Mark, Piece, Samples, TextToken
+from minmo.engine.voice import HiddenStates, Mark, Piece, Query, Samples, TextToken
 from minmo.engine.voice_decoder.marks import MarkEstimator
-from minmo.engine.voice_decoder.speaker import Speaker
 from minmo.model.interleave import ContextFullError, Input, Interleaving, Kind
+from minmo.model.speaker import Speaker
 
-MEL_FRAMES_PER_TOKEN = 2
 _LONGEST_SHOWN = 60
 
 
@@ -25,19 +24,6 @@ class State(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
-
-
-@dataclass(frozen=True)
-class Query:
-    """What the user has said, which comes before the text.
-
-    Attributes:
-        embeddings: `[positions, hidden_width]`, the LLM's inputs.
-        hidden_states: `[positions, hidden_width]`, its last hidden states there.
-    """
-
-    embeddings: HiddenStates
-    hidden_states: HiddenStates
 
 
 @dataclass(frozen=True)
@@ -189,7 +175,8 @@ class SpeechSequence:
             # The first chunk is shorter by the look-ahead: then both fill one group of speech.
             self._chunk_tokens -= self._rates.look_ahead_tokens
             return
-        self._tokens.extend(prompt.speech_tokens[-self._rates.look_ahead_tokens :])
+        unheard = len(prompt.speech_tokens) - self._rates.look_ahead_tokens
+        self._tokens.extend(prompt.speech_tokens[unheard:])
         if prompts_lm:
             self._forced.extend(prompt.speech_tokens)
             self._prompt_text, self._prompt_speech = len(prompt.text_tokens), len(self._forced)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,26 +12,37 @@ import torch
 from torch import Tensor
 
 from minmo.engine.graphs import GraphedCall
+from minmo.engine.row_counts import doublings
 from minmo.engine.voice import Samples
 from minmo.engine.voice_decoder.modules import VoiceModules
 from minmo.engine.voice_decoder.scheduler import Problem
-from minmo.engine.voice_decoder.sequence import MEL_FRAMES_PER_TOKEN, Chunk
-from minmo.engine.voice_decoder.speaker import Speaker
-from minmo.model.flow_matching import FlowMatchingState
+from minmo.engine.voice_decoder.sequence import Chunk
+from minmo.model.flow_encoder import MEL_FRAMES_PER_TOKEN
+from minmo.model.flow_matching import FlowMatching, FlowMatchingState
+from minmo.model.speaker import Prompt, Speaker
 from minmo.model.streaming import SlotState
 from minmo.model.vocoder import VocoderState
 
 log = logging.getLogger(__name__)
 
 # Columns of a step's numbers behind the tokens.
-_LENGTH, _AHEAD, _SKIPPED, _LAST = range(4)
-_NUMBERS = 4
+_LANE, _LENGTH, _AHEAD, _SKIPPED, _LAST = range(5)
+_NUMBERS = 5
+# Speakers whose prompt stays read; each takes as much memory as a slot.
+_TEMPLATES = 4
+# Of the memory that is free, what slots may take: steps need some, too.
+_USABLE = 0.9
+
+
+class SlotMemoryError(ValueError):
+    """A device's memory does not hold what so many slots remember; the text says how many fit."""
 
 
 @dataclass(frozen=True)
 class _Template:
     """A speaker's start: what token2wav remembers of the prompt, and the prompt's rest."""
 
+    speaker: Speaker
     state: FlowMatchingState
     prompt_mel: Tensor
 
@@ -52,41 +64,58 @@ class _Memory(SlotState):
     flow: FlowMatchingState
     vocoder: VocoderState
 
+    @classmethod
+    def of(cls, modules: VoiceModules, slots: int, device: torch.device) -> _Memory:
+        """Of streams that start."""
+        flow, dtype = modules.flow.config, _dtype_of(modules.flow)
+        frames = MEL_FRAMES_PER_TOKEN * flow.chunk_tokens
+        return cls(
+            torch.zeros(slots, flow.speaker_width, device=device, dtype=dtype),
+            torch.zeros(slots, frames, flow.mel_bins, device=device, dtype=dtype),
+            _flow_state(modules, slots, device),
+            modules.vocoder.initial_state(slots, device=device, dtype=dtype),
+        )
+
 
 class _Lanes:
-    """Slots that are stepped together.
+    """Slots that can be stepped together; a step costs as much as has a chunk in it.
 
-    On a GPU always all of them, recorded, with shapes that never change; on a CPU those that have
-    a chunk.
+    Args:
+        modules: what speaks.
+        width: slots.
+        batched: whether the numbers of slots that step are few, each with a recorded step of its
+            own; then memory and recordings are made at once, else when first needed.
     """
 
-    def __init__(self, modules: VoiceModules, width: int) -> None:
-        self._flow, self._vocoder = modules.flow, modules.vocoder
+    def __init__(self, modules: VoiceModules, width: int, batched: bool) -> None:
+        self._modules, self._width = modules, width
         flow, device = modules.flow.config, modules.device
-        dtype = next(modules.flow.parameters()).dtype
-        frames = MEL_FRAMES_PER_TOKEN * flow.chunk_tokens
-        self._memory = _Memory(
-            torch.zeros(width, flow.speaker_width, device=device, dtype=dtype),
-            torch.zeros(width, frames, flow.mel_bins, device=device, dtype=dtype),
-            self._flow.initial_state(width, device=device, dtype=dtype),
-            self._vocoder.initial_state(width, device=device, dtype=dtype),
-        )
-        self._frames = torch.arange(frames, device=device)
-        columns = flow.chunk_tokens + flow.look_ahead_tokens + _NUMBERS
-        self._records = device.type == "cuda"
-        self._inputs = torch.zeros(width, columns, dtype=torch.long, pin_memory=self._records)
-        # Where a stream ends, the vocoder has more to do.
-        self._recorded = {
-            ends: GraphedCall(partial(self._step, self._memory, ends), [self._inputs.to(device)])
-            for ends in ((False, True) if self._records else ())
-        }
+        self._frames = torch.arange(MEL_FRAMES_PER_TOKEN * flow.chunk_tokens, device=device)
+        self._columns = flow.chunk_tokens + flow.look_ahead_tokens + _NUMBERS
+        self._memory: _Memory | None = None
+        self._inputs: dict[int, Tensor] = {}
+        self._calls: dict[tuple[int, bool], GraphedCall[tuple[Tensor, Tensor]]] = {}
+        if batched:
+            self._record()
+
+    def _record(self) -> None:
+        memory, device = self._remembered(), self._modules.device
+        on_gpu = device.type == "cuda"
+        pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        # The largest first: the others then fit into its memory.
+        for rows in reversed(doublings(1, self._width)):
+            inputs = torch.zeros(rows, self._columns, dtype=torch.long, pin_memory=on_gpu)
+            inputs[:, _LANE - _NUMBERS] = torch.arange(rows)
+            self._inputs[rows] = inputs
+            # Where a stream ends, the vocoder has more to do.
+            for ends in (True, False):
+                step = partial(self._step_rows, memory, ends)
+                self._calls[rows, ends] = GraphedCall(step, [inputs.to(device)], pool)
 
     def enter(self, lane: int, speaker: Speaker, template: _Template | None) -> None:
         """A new stream in a lane."""
-        memory = self._memory
-        here = torch.zeros(len(memory.speaker), dtype=torch.bool)
-        here[lane] = True
-        memory.reset(here.to(memory.speaker.device))
+        memory = self._remembered()
+        memory.restart(lane)
         memory.speaker[lane] = speaker.embedding
         if template is not None:
             memory.flow.put(torch.tensor([lane], device=memory.speaker.device), template.state)
@@ -94,48 +123,76 @@ class _Lanes:
 
     def run(self, chunks: Sequence[tuple[int, Chunk]]) -> list[Tensor]:
         """Audio `[samples]` of each lane that has a chunk, on the CPU."""
-        lanes = [lane for lane, _ in chunks]
-        self._inputs.zero_()
-        for lane, chunk in chunks:
-            row = self._inputs[lane]
-            row[: len(chunk.tokens)] = torch.tensor(chunk.tokens)
-            ahead = len(chunk.tokens) - chunk.length
-            row[-_NUMBERS:] = torch.tensor((chunk.length, ahead, chunk.skipped, chunk.last))
+        memory = self._remembered()
         ends = any(chunk.last for _, chunk in chunks)
-        if self._records:
-            samples, counts = self._recorded[ends](self._inputs)
-            samples, counts = samples[lanes], counts[lanes]
-        elif len(lanes) == len(self._inputs):
-            samples, counts = self._step(self._memory, ends, self._inputs)
-            samples, counts = samples[lanes], counts[lanes]
+        if self._calls:
+            rows = next(rows for rows in sorted(self._inputs) if rows >= len(chunks))
+            inputs = self._inputs[rows]
+            self._fill(inputs, chunks)
+            samples, counts = self._calls[rows, ends](inputs)
         else:
-            there = torch.tensor(lanes)
-            part = self._memory.select(there)
-            samples, counts = self._step(part, ends, self._inputs[there])
-            self._memory.put(there, part)
+            inputs = torch.empty(len(chunks), self._columns, dtype=torch.long)
+            self._fill(inputs, chunks)
+            step = self._step_rows if self._width > 1 else self._step
+            samples, counts = step(memory, ends, inputs)
         for lane, chunk in chunks:
             if chunk.skipped:
-                self._memory.prompt_mel[lane] = 0
-        rows = zip(samples.float().cpu(), counts.tolist(), strict=True)
-        return [row[:count] for row, count in rows]
+                memory.prompt_mel[lane] = 0
+        heard = zip(samples.float().cpu(), counts.tolist(), strict=True)
+        return [row[:count] for _, (row, count) in zip(chunks, heard, strict=False)]
 
-    def _step(self, memory: _Memory, ends: bool, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _remembered(self) -> _Memory:
+        if self._memory is None:
+            self._memory = _Memory.of(self._modules, self._width, self._modules.device)
+        return self._memory
+
+    def _fill(self, inputs: Tensor, chunks: Sequence[tuple[int, Chunk]]) -> None:
+        """Writes what the chunks are into the first rows; the others are lanes that wait."""
+        lanes = [lane for lane, _ in chunks]
+        idle = (lane for lane in range(self._width) if lane not in lanes)
+        inputs.zero_()
+        for row, (lane, chunk) in zip(inputs, chunks, strict=False):
+            row[: len(chunk.tokens)] = torch.tensor(chunk.tokens)
+            ahead = len(chunk.tokens) - chunk.length
+            numbers = (lane, chunk.length, ahead, chunk.skipped, chunk.last)
+            row[-_NUMBERS:] = torch.tensor(numbers)
+        for row, lane in zip(inputs[len(chunks) :], idle, strict=False):
+            row[_LANE - _NUMBERS] = lane
+
+    def _step_rows(self, memory: _Memory, ends: bool, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The step of the lanes that the inputs name; nothing is done for others."""
+        lanes = inputs[:, _LANE - _NUMBERS]
+        # The flow's is nearly all of the memory, and changes where it lies.
+        part = _Memory(
+            memory.speaker[lanes],
+            memory.prompt_mel[lanes],
+            memory.flow,
+            memory.vocoder.select(lanes),
+        )
+        made = self._step(part, ends, inputs, lanes)
+        memory.vocoder.put(lanes, part.vocoder)
+        return made
+
+    def _step(
+        self, memory: _Memory, ends: bool, inputs: Tensor, lanes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         tokens, numbers = inputs[:, :-_NUMBERS], inputs[:, -_NUMBERS:]
         lengths, skipped = numbers[:, _LENGTH], MEL_FRAMES_PER_TOKEN * numbers[:, _SKIPPED]
-        mel = self._flow.step(
+        mel = self._modules.flow.step(
             tokens,
             lengths,
             numbers[:, _AHEAD],
             memory.speaker,
             memory.flow,
             prompt_mel=memory.prompt_mel,
+            slots=lanes,
         )
         # What was the prompt's goes behind the end, where nobody looks.
         rows = (self._frames + skipped[:, None]) % len(self._frames)
         heard = mel.gather(1, rows[:, :, None].expand_as(mel))
         frames = MEL_FRAMES_PER_TOKEN * lengths - skipped
         last = numbers[:, _LAST].bool() if ends else None
-        return self._vocoder.step(heard, frames, last, memory.vocoder)
+        return self._modules.vocoder.step(heard, frames, last, memory.vocoder)
 
 
 class Token2Wav:
@@ -145,15 +202,25 @@ class Token2Wav:
         modules: what speaks.
         slots: streams at once.
         lanes: slots that one call steps together; divides `slots`.
+        batched: whether calls are recorded, for 1, 2, 4, ... slots that have a chunk; None where
+            that is faster, on a GPU.
+
+    Raises:
+        ValueError: `lanes` does not divide `slots`.
+        SlotMemoryError: the GPU has no memory for so many slots.
     """
 
-    def __init__(self, modules: VoiceModules, slots: int, lanes: int) -> None:
+    def __init__(
+        self, modules: VoiceModules, slots: int, lanes: int, batched: bool | None = None
+    ) -> None:
         if slots % lanes:
             raise ValueError(f"lanes is {lanes}, which does not divide {slots} slots")
+        check_memory(modules, slots)
         self._modules = modules
         self._lanes = lanes
-        self._groups = [_Lanes(modules, lanes) for _ in range(slots // lanes)]
-        self._templates: list[tuple[Speaker, _Template | None]] = []
+        batched = modules.device.type == "cuda" if batched is None else batched
+        self._groups = [_Lanes(modules, lanes, batched) for _ in range(slots // lanes)]
+        self._templates: OrderedDict[str, _Template] = OrderedDict()
 
     def enter(self, slot: int, speaker: Speaker) -> None:
         """A new stream in a slot."""
@@ -183,21 +250,23 @@ class Token2Wav:
         return {chunk: _checked(samples) for (_, chunk), samples in pairs}
 
     def _template_of(self, speaker: Speaker) -> _Template | None:
-        for known, template in self._templates:
-            if known is speaker:
-                return template
-        template = self._read_prompt(speaker)
-        self._templates.append((speaker, template))
+        if speaker.prompt is None:
+            return None
+        template = self._templates.get(speaker.name)
+        if template is None or template.speaker is not speaker:
+            template = self._read_prompt(speaker, speaker.prompt)
+            self._templates[speaker.name] = template
+        self._templates.move_to_end(speaker.name)
+        if len(self._templates) > _TEMPLATES:
+            self._templates.popitem(last=False)
         return template
 
-    def _read_prompt(self, speaker: Speaker) -> _Template | None:
+    def _read_prompt(self, speaker: Speaker, prompt: Prompt) -> _Template:
         """Runs a prompt through the flow, but for the tokens that it sees ahead at its end."""
-        prompt, flow = speaker.prompt, self._modules.flow
-        if prompt is None:
-            return None
+        flow = self._modules.flow
         chunk, look_ahead = flow.config.chunk_tokens, flow.config.look_ahead_tokens
-        device, dtype = self._modules.device, next(flow.parameters()).dtype
-        state = flow.initial_state(1, device=device, dtype=dtype)
+        device, dtype = self._modules.device, _dtype_of(flow)
+        state = _flow_state(self._modules, 1, device)
         embedding = speaker.embedding.to(device, dtype)[None]
         mel = prompt.mel.to(device, dtype)
         first, length = 0, chunk - look_ahead
@@ -217,7 +286,44 @@ class Token2Wav:
                 prompt_mel=given,
             )
             first, length = first + length, chunk
-        return _Template(state, mel[MEL_FRAMES_PER_TOKEN * first :])
+        return _Template(speaker, state, mel[MEL_FRAMES_PER_TOKEN * first :])
+
+
+def check_memory(modules: VoiceModules, slots: int) -> None:
+    """Makes sure that a GPU holds what so many slots remember.
+
+    Raises:
+        SlotMemoryError: it does not.
+    """
+    free = free_memory(modules.device)
+    if free is None:
+        return
+    size = _Memory.of(modules, 1, torch.device("meta")).size_bytes()
+    if slots * size > _USABLE * free:
+        raise SlotMemoryError(
+            f"{slots} slots of the voice decoder need {slots * size / 1e9:.1f} GB, "
+            f"{size / 1e6:.0f} MB each, and {free / 1e9:.1f} GB are free on {modules.device}: "
+            f"{int(_USABLE * free // size)} slots fit"
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be had on a GPU; None for a device where that is not asked."""
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + unused
+
+
+def _dtype_of(flow: FlowMatching) -> torch.dtype:
+    return next(flow.parameters()).dtype
+
+
+def _flow_state(modules: VoiceModules, slots: int, device: torch.device) -> FlowMatchingState:
+    """Where memory is a GPU's, keys and values take half of it."""
+    dtype = _dtype_of(modules.flow)
+    ring_dtype = torch.bfloat16 if modules.device.type == "cuda" else dtype
+    return modules.flow.initial_state(slots, device=device, dtype=dtype, ring_dtype=ring_dtype)
 
 
 def _checked(samples: Tensor) -> Samples | Problem:

@@ -26,9 +26,18 @@ class TokenReader:
         slots: utterances at once.
         context: positions of each.
         rows: positions that one step may read.
+        batched: whether the attention of all that have drawn a token is computed at once, in
+            recorded steps of fixed shapes; None where that is faster, on a GPU.
     """
 
-    def __init__(self, modules: VoiceModules, slots: int, context: int, rows: int) -> None:
+    def __init__(
+        self,
+        modules: VoiceModules,
+        slots: int,
+        context: int,
+        rows: int,
+        batched: bool | None = None,
+    ) -> None:
         lm, device = modules.lm, modules.device
         self._modules, self._lm = modules, lm
         dtype = self._dtype = lm.trunk.dtype
@@ -41,7 +50,7 @@ class TokenReader:
             projector = modules.semantic.projector
             width = 2 * projector.config.input_width
             self._semantic_rows = RowCounts([(projector.linear, width)], rows, dtype, device)
-        batched = device.type == "cuda"
+        batched = device.type == "cuda" if batched is None else batched
         self._decoder = BatchedDecoder(lm.trunk, self._cache) if batched else None
 
     def forget(self, sequence: SpeechSequence) -> None:

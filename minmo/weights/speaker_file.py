@@ -1,8 +1,8 @@
-"""Who speaks: a file with a speaker's embedding and, for voices that are cloned, a prompt."""
+"""A speaker's file: the embedding and the prompt as safetensors, with a name in the header."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,63 +10,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minmo.engine.voice_decoder.marks import USUAL_CHARACTERS_PER_SECOND
+from minmo.model.flow_encoder import MEL_FRAMES_PER_TOKEN
+from minmo.model.speaker import USUAL_CHARACTERS_PER_SECOND, Prompt, Speaker, SpeakerError
 
-_MEL_FRAMES_PER_TOKEN = 2
 _FASTEST, _SLOWEST = 100.0, 1.0
 
 
-class SpeakerError(ValueError):
-    """A speaker's file cannot be used; the text says what is wrong with it."""
+def save_speaker(speaker: Speaker, path: Path, notes: Mapping[str, str] | None = None) -> None:
+    """Writes a speaker's file, as safetensors.
 
-
-@dataclass(frozen=True)
-class Prompt:
-    """A recording of the speaker, for the voice to go on from.
-
-    Attributes:
-        speech_tokens: of the recording, 25 a second.
-        mel: `[2 * speech tokens, mel_bins]`, of the recording.
-        text_tokens: what is said in it, in the vocabulary of the LLM; may be empty.
+    Args:
+        speaker: who speaks.
+        path: a file, replaced if it is there.
+        notes: where it comes from and the like, for the file's header.
     """
-
-    speech_tokens: tuple[int, ...]
-    mel: Tensor
-    text_tokens: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """Somebody whose voice can be spoken with.
-
-    Attributes:
-        name: what callers ask for.
-        embedding: `[speaker_width]`, float32.
-        prompt: a recording to go on from, if there is one.
-        characters_per_second: how fast the speaker speaks; places the marks.
-    """
-
-    name: str
-    embedding: Tensor
-    prompt: Prompt | None = None
-    characters_per_second: float = USUAL_CHARACTERS_PER_SECOND
-
-
-def random_speaker(width: int, seed: int = 0, name: str = "random") -> Speaker:
-    """Nobody: a random embedding of length 1, for tests and measurements."""
-    embedding = torch.randn(width, generator=torch.Generator().manual_seed(seed))
-    return Speaker(name, embedding / embedding.norm())
-
-
-def save_speaker(speaker: Speaker, path: Path) -> None:
-    """Writes a speaker's file, as safetensors."""
     tensors = {"embedding": speaker.embedding.float().contiguous()}
     if speaker.prompt is not None:
         tensors["prompt.speech_tokens"] = torch.tensor(speaker.prompt.speech_tokens)
         tensors["prompt.text_tokens"] = torch.tensor(speaker.prompt.text_tokens, dtype=torch.long)
         tensors["prompt.mel"] = speaker.prompt.mel.float().contiguous()
     rate = str(speaker.characters_per_second)
-    save_file(tensors, path, {"name": speaker.name, "characters_per_second": rate})
+    header = {**(notes or {}), "name": speaker.name, "characters_per_second": rate}
+    save_file(tensors, path, header)
 
 
 def load_speaker(path: Path) -> Speaker:
@@ -104,10 +69,10 @@ def _prompt_of(tensors: dict[str, Tensor]) -> Prompt | None:
     if "prompt.mel" not in tensors or tensors["prompt.mel"].ndim != 2:
         raise ValueError("a prompt needs a tensor 'prompt.mel' [frames, mel_bins]")
     speech, mel = tensors["prompt.speech_tokens"].tolist(), tensors["prompt.mel"].float()
-    if len(mel) != _MEL_FRAMES_PER_TOKEN * len(speech):
+    if len(mel) != MEL_FRAMES_PER_TOKEN * len(speech):
         raise ValueError(
             f"its prompt has {len(speech)} speech tokens and {len(mel)} mel frames; "
-            f"give {_MEL_FRAMES_PER_TOKEN} frames for each token"
+            f"give {MEL_FRAMES_PER_TOKEN} frames for each token"
         )
     text = tensors.get("prompt.text_tokens")
     return Prompt(tuple(speech), mel, tuple(text.tolist()) if text is not None else ())
