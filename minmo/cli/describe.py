@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from minmo.cli.errors import InputError
@@ -14,6 +16,10 @@ from minmo.cli.options import Json
 
 if TYPE_CHECKING:
     from minmo.presets.description import Description, ModuleDescription
+
+
+_WIDE = 500
+_WHAT, _PROSE = "what it is", 24
 
 
 def describe(
@@ -38,7 +44,9 @@ def describe(
     if as_json:
         typer.echo(json.dumps(as_dict(description), indent=2))
     else:
-        _show(description, Console(highlight=False))
+        console = Console(highlight=False)
+        # A pipe or a file has no width.
+        show(description, console if console.is_terminal else Console(highlight=False, width=_WIDE))
 
 
 def as_dict(description: Description) -> dict[str, object]:
@@ -51,9 +59,17 @@ def as_dict(description: Description) -> dict[str, object]:
     return content
 
 
-def _show(description: Description, console: Console) -> None:
+def show(description: Description, console: Console) -> None:
+    """Prints the description for people, in as many tables as the console's width asks for."""
     console.print(f"[bold]{description.preset}[/]: {description.summary}\n")
-    console.print(_modules(description))
+    table = _modules(description, shapes=True)
+    needed = Measurement.get(console, console.options.update(width=_WIDE), table).maximum
+    what = max(len(module.what) for module in description.modules)
+    if needed - what + _PROSE > console.width:
+        console.print(_modules(description, shapes=False))
+        console.print()
+        table = _shapes(description)
+    console.print(table)
     notes = {module.note: None for module in (*description.modules, description.total)}
     for number, note in enumerate([note for note in notes if note], 1):
         console.print(f"  {number}) {note}", style="dim")
@@ -65,24 +81,42 @@ def _show(description: Description, console: Console) -> None:
         console.print(f"{limit.name}: {found} {mark}")
 
 
-def _modules(description: Description) -> Table:
+def _modules(description: Description, *, shapes: bool) -> Table:
+    """Modules and their parameters, and, where there is room, what they take and give."""
     compared = description.total.paper is not None
-    table = Table("module", "what it is", "takes", "gives", box=None, pad_edge=False)
+    table = _table(_WHAT, *(("takes", "gives") if shapes else ()))
     table.add_column("parameters", justify="right", no_wrap=True)
     if compared:
         for name in ("paper", "ratio"):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("")
+        table.add_column("", no_wrap=True)
     rows = (*description.modules, description.total)
     notes = list({module.note: None for module in rows if module.note})
     for module in rows:
-        cells = [module.name, module.what, module.input, module.output, f"{module.parameters:,}"]
+        cells = [module.what, *((module.input, module.output) if shapes else ())]
+        cells = [module.name, *map(escape, cells), f"{module.parameters:,}"]
         if compared:
             cells += _beside(module, notes)
         if module is description.total:
             table.add_section()
-        # Brackets are shapes here, not Rich's markup.
-        table.add_row(*(cell.replace("[", "\\[") for cell in cells[:5]), *cells[5:])
+        table.add_row(*cells)
+    return table
+
+
+def _shapes(description: Description) -> Table:
+    table = _table("takes", "gives")
+    for module in description.modules:
+        table.add_row(module.name, escape(module.input), escape(module.output))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    """A table of modules; only what they are is wrapped, names are what one types elsewhere."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("module", no_wrap=True)
+    for column in columns:
+        prose = column == _WHAT
+        table.add_column(column, no_wrap=not prose, min_width=_PROSE if prose else None)
     return table
 
 

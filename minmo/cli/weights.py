@@ -98,7 +98,8 @@ def import_published(
         typer.Argument(
             metavar="FOLDER_OR_FILE",
             help="Published weights: a Hugging Face folder (Whisper, Moonshine, Llama, Qwen2.5), "
-            "FunASR's SenseVoice-Small, CosyVoice 2, or one file of them.",
+            "FunASR's SenseVoice-Small, CosyVoice 2, or one file of them; or CosyVoice's list of "
+            "speakers, spk2info.pt.",
         ),
     ],
     preset: Annotated[
@@ -122,11 +123,16 @@ def import_published(
     """
     from minmo.presets import PresetError, load_preset
     from minmo.weights.importing import import_weights
+    from minmo.weights.spk2info import is_spk2info
 
+    source = source.expanduser()
+    if is_spk2info(source):
+        _import_speakers(source, preset, module, licence, check, as_json)
+        return
     try:
         with shown_on(sys.stderr) as progress:
             imported = import_weights(
-                source.expanduser(),
+                source,
                 load_preset(preset),
                 module=module,
                 licence=licence,
@@ -153,6 +159,34 @@ def import_published(
             typer.echo(f"  left out: {count} tensors ({reason})")
         if one.licence == "NOASSERTION" and not check:
             typer.echo("  its licence is not known here; --licence records it")
+    if is_spk2info(speakers := source / "spk2info.pt"):
+        typer.echo(f"speakers lie beside it: minmo weights import {speakers} --preset {preset}")
+
+
+def _import_speakers(
+    source: Path, preset: str, module: str | None, licence: str | None, check: bool, as_json: bool
+) -> None:
+    from minmo.presets import PresetError, load_preset
+    from minmo.weights.spk2info import import_speakers
+
+    try:
+        if module is not None:
+            raise WeightsError(f"{source} holds speakers, which are no module: leave --module out")
+        imported = import_speakers(source, load_preset(preset), licence=licence, check_only=check)
+    except (WeightsError, PresetError) as error:
+        _fail(error)
+    if as_json:
+        speakers = [asdict(one) for one in imported]
+        shown = {"preset": preset, "written": not check, "speakers": speakers}
+        typer.echo(json.dumps(shown, indent=2))
+        return
+    for one in imported:
+        has = "no prompt"
+        if one.prompt_tokens:
+            has = f"a prompt of {one.prompt_tokens} speech tokens, {one.text_tokens} text tokens"
+        cut = f" ({one.cut_tokens} cut at the start)" if one.cut_tokens else ""
+        where = f"would fit into {one.path}" if check else f"is in {one.path}"
+        typer.echo(f"speaker {one.name}: {has}{cut}, {where}")
 
 
 def _print_json(preset: str) -> None:

@@ -8,6 +8,7 @@ from minmo.presets.building import NothingDrawn, SizesOnly
 from minmo.presets.errors import PresetError, Problem
 from minmo.presets.preset import (
     MODULES,
+    TABLES,
     Preset,
     built_in_presets,
     load_preset,
@@ -17,6 +18,7 @@ from minmo.presets.preset import (
 
 __all__ = [
     "MODULES",
+    "TABLES",
     "NothingDrawn",
     "Preset",
     "PresetError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import torch
 from torch import nn
 
 from minmo.model.duplex_predictor import DuplexPredictor
@@ -13,15 +14,18 @@ from minmo.model.input_projector import InputProjector
 from minmo.model.llm import Llm
 from minmo.model.moonshine_recognizer import MoonshineRecognizer, MoonshineRecognizerConfig
 from minmo.model.output_projector import OutputProjector
+from minmo.model.recognition_head import RecognitionHead
 from minmo.model.speaker_embedding import SpeakerEmbedding
 from minmo.model.speech_tokenizer import SpeechTokenizer
 from minmo.model.vocoder import Vocoder
 from minmo.model.voice_encoder import build_voice_encoder
 from minmo.model.voice_token_lm import VoiceTokenLm
 from minmo.model.whisper_recognizer import WhisperRecognizer, WhisperRecognizerConfig
-from minmo.presets.errors import PresetError
+from minmo.presets.errors import PresetError, Problem
 from minmo.presets.preset import MODULES, Preset
 from minmo.presets.table import similar
+
+_TABLE_DEVIATION = 0.02
 
 
 def modules_of(preset: Preset) -> tuple[str, ...]:
@@ -51,10 +55,14 @@ def build_module(preset: Preset, name: str) -> nn.Module:
         name: of the module, which is that of its table.
 
     Raises:
-        PresetError: the preset has no such module.
+        PresetError: the preset has no such module, or sizes that it cannot be built with.
     """
     check_module(preset, name)
-    return _BUILDERS[name](preset)
+    try:
+        return _BUILDERS[name](preset)
+    except ValueError as error:
+        problem = Problem(name, "sizes that fit one another", f"these: {error}")
+        raise PresetError(f"cannot build {name} of preset {preset.name!r}:", [problem]) from error
 
 
 def _recognizer(preset: Preset) -> nn.Module:
@@ -67,10 +75,18 @@ def _recognizer(preset: Preset) -> nn.Module:
             raise AssertionError("checked before")
 
 
+def _recognition_head(preset: Preset) -> nn.Module:
+    config = preset.recognition_head
+    # Stands in for the LLM's table, whose rows are no part of the module's weights.
+    table = torch.empty(config.pieces, config.width)
+    return RecognitionHead(nn.init.normal_(table, std=_TABLE_DEVIATION))
+
+
 _BUILDERS: dict[str, Callable[[Preset], nn.Module]] = {
     "voice_encoder": lambda preset: cast("nn.Module", build_voice_encoder(preset.voice_encoder)),
     "recognizer": _recognizer,
     "input_projector": lambda preset: InputProjector(preset.input_projector),
+    "recognition_head": _recognition_head,
     "llm": lambda preset: Llm(preset.llm),
     "duplex_predictor": lambda preset: DuplexPredictor(preset.duplex_predictor),
     "output_projector": lambda preset: OutputProjector(preset.output_projector),

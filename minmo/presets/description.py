@@ -167,6 +167,7 @@ def _explained(preset: Preset, name: str) -> tuple[str, str, str]:
     llm, voice, vocoder = preset.llm, preset.voice_token_lm, preset.vocoder
     projector, tokenizer = preset.input_projector, preset.speech_tokenizer
     family = type(preset.voice_encoder).__name__.removesuffix("EncoderConfig")
+    head = preset.recognition_head
     vocabulary = preset.recognizer.vocabulary_size if preset.recognizer else 0
     frames = f"[batch, frames, {preset.voice_encoder.width}]"
     hidden = f"[positions, {llm.width}]"
@@ -178,6 +179,11 @@ def _explained(preset: Preset, name: str) -> tuple[str, str, str]:
             f"{projector.layers} Transformer layers, 1 convolution, {projector.stride}x",
             frames,
             f"[batch, embeddings, {projector.output_width}]",
+        ),
+        "recognition_head": (
+            "the user's words; rows of the LLM",
+            f"[batch, embeddings, {head.width}]",
+            f"[batch, embeddings, {head.pieces + 1}]",
         ),
         "llm": (
             f"{'Qwen2.5' if llm.qkv_bias else 'Llama'} decoder, {llm.layers} layers",

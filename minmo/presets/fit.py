@@ -6,6 +6,10 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
+from minmo.model.features import KaldiFbank
+from minmo.model.sense_voice_encoder import SenseVoiceEncoderConfig
+from minmo.model.vocoder import VocoderConfig
+from minmo.model.whisper_encoder import WhisperEncoderConfig
 from minmo.presets.errors import Problem
 from minmo.presets.rates import SPEECH_TOKENS_HZ, frame_rate_hz, mel_rate_hz
 
@@ -29,6 +33,8 @@ _DIVIDED = (
     ("encoder_width", "encoder_heads"),
     ("heads", "kv_heads"),
 )
+# Their attention rotates all channels of a head, two at a time.
+_ROTATING = ("input_projector", "duplex_predictor", "speech_tokenizer")
 
 
 def misfits(configs: Mapping[str, Any]) -> Iterator[Problem]:
@@ -58,6 +64,48 @@ def _inside(module: str, config: Any) -> Iterator[Problem]:
             )
     if getattr(config, "head_dim", 2) % 2:
         yield Problem(f"{module}.head_dim", "an even number, which rotates", str(config.head_dim))
+    if (
+        module in _ROTATING
+        and config.width % config.heads == 0
+        and config.width % (2 * config.heads)
+    ):
+        expected = f"a multiple of {2 * config.heads}, an even number for each of {module}.heads"
+        yield Problem(f"{module}.width", expected, str(config.width))
+    if hasattr(config, "rotary_dim"):
+        head_dim = config.width // config.heads
+        if config.rotary_dim % 2 or config.rotary_dim > head_dim:
+            expected = f"an even number, at most the {head_dim} channels of a head"
+            yield Problem(f"{module}.rotary_dim", expected, str(config.rotary_dim))
+    match config:
+        case WhisperEncoderConfig() if config.width % 2 or config.width < 4:
+            yield Problem(f"{module}.width", "an even number of 4 at least", str(config.width))
+        case SenseVoiceEncoderConfig():
+            yield from _sense_voice(module, config)
+        case VocoderConfig():
+            yield from _vocoder(module, config)
+
+
+def _sense_voice(module: str, config: SenseVoiceEncoderConfig) -> Iterator[Problem]:
+    if config.kernel_size % 2 == 0:
+        yield Problem(f"{module}.kernel_size", "an odd number", str(config.kernel_size))
+    room = config.frame_stride * KaldiFbank.hop - KaldiFbank.length
+    if config.stacked_frames // 2 * KaldiFbank.hop > room:
+        expected = f"so few that they end within {module}.frame_stride, {config.frame_stride}"
+        yield Problem(f"{module}.stacked_frames", expected, str(config.stacked_frames))
+
+
+def _vocoder(module: str, config: VocoderConfig) -> Iterator[Problem]:
+    for size, rate in zip(config.upsample_kernel_sizes, config.upsample_rates, strict=True):
+        if size < rate or (not config.causal and (size - rate) % 2):
+            even = "" if config.causal else ", or by an even number more"
+            expected = f"each at least its rate of {module}.upsample_rates{even}"
+            found = f"{size} for a rate of {rate}"
+            yield Problem(f"{module}.upsample_kernel_sizes", expected, found)
+    for name in ("block_kernel_sizes", "source_kernel_sizes"):
+        even_sizes = [size for size in getattr(config, name) if size % 2 == 0]
+        if even_sizes and not config.causal:
+            expected = f"odd numbers, as {module}.causal is false"
+            yield Problem(f"{module}.{name}", expected, ", ".join(map(str, even_sizes)))
 
 
 def _across(configs: Mapping[str, Any]) -> Iterator[Problem]:
@@ -66,9 +114,15 @@ def _across(configs: Mapping[str, Any]) -> Iterator[Problem]:
     if projector.kernel_size < projector.stride:
         expected = f"at least input_projector.stride, {projector.stride}, or frames are lost"
         yield Problem("input_projector.kernel_size", expected, str(projector.kernel_size))
+    if flow.encoder_width % 2:
+        expected = "an even number, for sines and cosines"
+        yield Problem("flow_matching.encoder_width", expected, str(flow.encoder_width))
     if flow.look_ahead_tokens >= flow.chunk_tokens:
         expected = f"less than flow_matching.chunk_tokens, {flow.chunk_tokens}"
         yield Problem("flow_matching.look_ahead_tokens", expected, str(flow.look_ahead_tokens))
+    if tokenizer.levels < 3 or tokenizer.levels % 2 == 0:
+        expected = "an odd number of 3 at least"
+        yield Problem("speech_tokenizer.levels", expected, str(tokenizer.levels))
     codes = tokenizer.levels**tokenizer.dimensions
     if codes != token_lm.speech_tokens:
         expected = f"{codes}, speech_tokenizer.levels to the power of its dimensions"

@@ -53,7 +53,7 @@ MINI_PARAMETERS = 30_000_000
 """All that `mini` trains itself: every module but the pretrained ones."""
 PRETRAINED = ("voice_encoder", "recognizer", "llm")
 MINI_FILES_MB = {
-    "listening": (("voice_encoder", "input_projector"), 22),
+    "listening": (("voice_encoder", "input_projector", "recognition_head"), 22),
     "speaking": (("output_projector", "voice_token_lm", "flow_matching", "vocoder"), 24),
     "duplex": (("duplex_predictor",), 2),
 }

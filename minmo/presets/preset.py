@@ -16,6 +16,7 @@ from minmo.model.llm import LlmConfig
 from minmo.model.moonshine_encoder import MoonshineEncoderConfig
 from minmo.model.moonshine_recognizer import MoonshineRecognizerConfig
 from minmo.model.output_projector import OutputProjectorConfig
+from minmo.model.recognition_head import RecognitionHeadConfig
 from minmo.model.sense_voice_encoder import SenseVoiceEncoderConfig
 from minmo.model.speaker_embedding import SpeakerEmbeddingConfig
 from minmo.model.speech_tokenizer import SpeechTokenizerConfig
@@ -39,6 +40,8 @@ class Preset:
         name: names the folder of its weights.
         summary: what it is for, in a few words.
         recognizer: None where the voice encoder's family has no decoder that makes text.
+        recognition_pieces: how many of the LLM's tokens the recognition head knows; None for all.
+            No file says so: it is what a trained head has chosen.
     """
 
     name: str
@@ -54,6 +57,14 @@ class Preset:
     speaker_embedding: SpeakerEmbeddingConfig
     flow_matching: FlowMatchingConfig
     vocoder: VocoderConfig
+    recognition_pieces: int | None = None
+
+    @property
+    def recognition_head(self) -> RecognitionHeadConfig:
+        """Sizes of the recognition head, which has no table: they are the LLM's."""
+        vocabulary = self.llm.vocabulary_size
+        pieces = vocabulary if self.recognition_pieces is None else self.recognition_pieces
+        return RecognitionHeadConfig(vocabulary, self.llm.width, pieces)
 
 
 _CONFIGS: dict[str, type[Any]] = {
@@ -87,6 +98,7 @@ MODULES = (
     "voice_encoder",
     "recognizer",
     "input_projector",
+    "recognition_head",
     "llm",
     "duplex_predictor",
     "output_projector",
@@ -96,7 +108,9 @@ MODULES = (
     "flow_matching",
     "vocoder",
 )
-"""Every module that a preset may have a table for, in the order of the data."""
+"""Every module that a preset may have, in the order of the data."""
+TABLES = tuple(module for module in MODULES if module != "recognition_head")
+"""Those that a preset has a table for."""
 
 
 def with_text_table(preset: Preset, vocabulary: int) -> Preset:
@@ -160,7 +174,7 @@ def parse_preset(text: str, source: str) -> Preset:
     except tomllib.TOMLDecodeError as error:
         raise PresetError(f"cannot use {source}: it is not TOML: {error}") from error
     problems: list[Problem] = []
-    known = ("name", "summary", *MODULES)
+    known = ("name", "summary", *TABLES)
     for key in tables:
         if key not in known:
             found = f"an unknown key{similar(key, known)}"
@@ -169,7 +183,7 @@ def parse_preset(text: str, source: str) -> Preset:
     if not problems and not _is_folder_name(values["name"]):
         allowed = "letters, digits, '-', '_' and '.', not first"
         problems.append(Problem("name", allowed, repr(values["name"])))
-    configs = {module: _config(tables, module, problems) for module in MODULES}
+    configs = {module: _config(tables, module, problems) for module in TABLES}
     if not problems:
         problems.extend(misfits(configs))
     if problems:

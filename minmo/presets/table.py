@@ -12,7 +12,53 @@ from minmo.presets.errors import Problem
 
 Config = TypeVar("Config")
 
-_LARGEST = 100_000_000
+_LARGEST = 1_000_000_000_000
+# What a size may be at most, by its key or by what its key ends with: far above every network that
+# is known, far below what would take forever to build. The first that matches counts.
+_MOST = {
+    "layers_per_block": 32,
+    "mid_blocks": 128,
+    "left_blocks": 100_000,
+    "blocks": 128,
+    "layers": 512,
+    "steps": 1_000,
+    "heads": 512,
+    "head_dim": 4_096,
+    "rotary_dim": 4_096,
+    "mlp_width": 1_000_000,
+    "width": 131_072,
+    "channels": 131_072,
+    "growth": 4_096,
+    "bottleneck_scale": 64,
+    "mel_bins": 4_096,
+    "harmonics": 1_000,
+    "kernel_size": 1_001,
+    "kernel_sizes": 1_001,
+    "dilations": 1_001,
+    "rates": 1_000,
+    "stride": 64,
+    "stacked_frames": 64,
+    "stft_size": 65_536,
+    "stft_hop": 16_384,
+    "levels": 1_001,
+    "dimensions": 32,
+    "tokens_per_group": 1_000,
+    "frames_per_group": 1_000,
+    "text_group": 1_000,
+    "speech_group": 1_000,
+    "chunk_tokens": 1_000,
+    "look_ahead_tokens": 1_000,
+    "block_frames": 10_000,
+    "left_chunks": 10_000,
+    "left_groups": 100_000,
+    "left_context": 1_000_000,
+    "max_tokens": 65_536,
+    "max_context": 16_777_216,
+    "sample_rate_hz": 1_000_000,
+    "theta": _LARGEST,
+}
+_MOST_OTHERWISE = 16_777_216
+_MOST_ENTRIES = 32
 # Counts of what may be absent; all others are 1 at least.
 _MAY_BE_ZERO = frozenset(
     {
@@ -129,19 +175,33 @@ def _shown(value: Any) -> str:
 
 
 def _out_of_range(name: str, value: Any, key: str) -> Problem | None:
+    if (entries := _longest(value)) > _MOST_ENTRIES:
+        return Problem(key, f"{_MOST_ENTRIES} entries at most", f"{entries}")
     numbers = [number for number in _numbers(value) if not isinstance(number, bool)]
+    most = _most(name)
     for number in numbers:
         if name.endswith(_PROBABILITIES):
             limits, inside = "0 or more and less than 1", 0 <= number < 1
         elif name in _MAY_BE_ZERO:
-            limits, inside = f"0 to {_LARGEST}", 0 <= number <= _LARGEST
+            limits, inside = f"0 to {most}", 0 <= number <= most
         elif isinstance(number, float):
             limits, inside = f"more than 0, up to {_LARGEST}", 0 < number <= _LARGEST
         else:
-            limits, inside = f"1 to {_LARGEST}", 1 <= number <= _LARGEST
+            limits, inside = f"1 to {most}", 1 <= number <= most
         if not inside or not math.isfinite(number):
             return Problem(key, limits, _shown(value))
     return None
+
+
+def _most(name: str) -> int:
+    """The most that a whole number of this key may be."""
+    fitting = (most for end, most in _MOST.items() if name == end or name.endswith(f"_{end}"))
+    return next(fitting, _MOST_OTHERWISE)
+
+
+def _longest(value: Any) -> int:
+    """Entries of the longest list in a value."""
+    return max(len(value), *map(_longest, value)) if isinstance(value, list) else 0
 
 
 def _numbers(value: Any) -> Iterator[Any]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from minmo.weights.errors import WeightsError
+from minmo.weights.writing import FILE
 
 MANIFEST = "manifest.json"
 
@@ -40,6 +41,8 @@ class Manifest:
         files: each file's path inside the folder and its size in bytes.
         hashes: for each module whose weights the folder holds, the sha256 of its tensors
             (`minmo.weights.hashes`); empty where nobody has computed it.
+        hashed_file: size and time of change, in ns, of the weights file when the hashes were
+            computed: of another one they say nothing.
     """
 
     module: str
@@ -48,6 +51,7 @@ class Manifest:
     sources: tuple[Source, ...]
     files: dict[str, int]
     hashes: dict[str, str] = field(default_factory=dict)
+    hashed_file: list[int] = field(default_factory=list)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -58,6 +62,15 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest(sources=sources, **raw)
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def file_stamp(path: Path) -> list[int]:
+    """Return a file's size and time of change in ns; nothing where there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
 
 
 def is_whole(folder: Path, manifest: Manifest) -> bool:
@@ -98,7 +111,8 @@ def prepared(
                 path.chmod(path.stat().st_mode | 0o444)
                 files[path.relative_to(unfinished).as_posix()] = path.stat().st_size
         known = dict(hashes or {})
-        manifest = Manifest(module, converter_version, origin, sources, files, known)
+        stamp = file_stamp(unfinished / FILE) if known else []
+        manifest = Manifest(module, converter_version, origin, sources, files, known, stamp)
         (unfinished / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
         if folder.exists():
             folder.rename(folder.parent / f".{folder.name}.{os.getpid()}.old")

@@ -24,7 +24,7 @@ from minmo.model.whisper_encoder import WhisperEncoderConfig
 from minmo.model.whisper_recognizer import WhisperRecognizerConfig
 from minmo.presets import Preset, with_text_table
 from minmo.weights.errors import WeightsError
-from minmo.weights.naming import is_repeated, prefix_of, stored_shapes
+from minmo.weights.naming import is_repeated, prefix_of, stored_tensors
 from minmo.weights.reading import (
     map_safetensors,
     map_torch,
@@ -33,6 +33,7 @@ from minmo.weights.reading import (
     weights_files,
 )
 
+_EXAMPLES = 3
 _ADVICE = "get it again from where it was published"
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -47,8 +48,6 @@ _TOKENIZER_FILES = (
     "preprocessor_config.json",
     "chat_template.jinja",
 )
-# A published folder has other files of PyTorch too, such as a list of speakers.
-_TORCH_FILES = ("llm.pt", "flow.pt", "hift.pt", "model.pt")
 _SENSE_VOICE_FILES = ("chn_jpn_yue_eng_ko_spectok.bpe.model", "tokens.json", "config.yaml")
 
 
@@ -113,7 +112,8 @@ def recognise(source: Path) -> Checkpoint:
     folder = source if source.is_dir() else source.parent
     if source.is_file() and source.suffix in (".pt", ".pth", ".bin"):
         return _torch_checkpoint(folder, [source])
-    named = [folder / name for name in _TORCH_FILES if (folder / name).exists()]
+    names = [kind.file for kind in _TORCH if kind.file]
+    named = [folder / name for name in names if (folder / name).exists()]
     if source.is_dir() and named:
         return _torch_checkpoint(folder, named)
     if (folder / "config.json").exists():
@@ -194,6 +194,31 @@ _HUB = {
 }
 
 
+def stated_sizes(folder: Path, module: str) -> dict[str, Any]:
+    """What a prepared folder's `config.json` says of a module's sizes, shapes apart.
+
+    Raises:
+        WeightsError: it cannot be read, or lacks what every such file has.
+    """
+    config = read_json(folder / "config.json")
+    kind = _HUB.get(str(config.get("model_type")))
+    if kind is not None and module in kind.sizes:
+        return _hub_sizes(kind, module, config, folder)
+    return dict(config.get("sizes", {}))
+
+
+def _hub_sizes(
+    kind: _HubKind, module: str, config: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    try:
+        return kind.sizes[module](config)
+    except KeyError as error:
+        path = folder / "config.json"
+        raise WeightsError(f"{path} has no {error.args[0]!r}; {_ADVICE}") from error
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"cannot use {folder / 'config.json'}: {error}") from error
+
+
 class HubCheckpoint:
     """A folder with `config.json` and safetensors, as `save_pretrained` writes it."""
 
@@ -223,17 +248,11 @@ class HubCheckpoint:
 
     def sizes(self, module: str) -> dict[str, Any]:
         """See `Checkpoint`."""
-        try:
-            return self._kind.sizes[module](self._config)
-        except KeyError as error:
-            path = self.folder / "config.json"
-            raise WeightsError(f"{path} has no {error.args[0]!r}; {_ADVICE}") from error
-        except (ValueError, TypeError) as error:
-            raise WeightsError(f"cannot use {self.folder / 'config.json'}: {error}") from error
+        return _hub_sizes(self._kind, module, self._config, self.folder)
 
     def find(self, preset: Preset, module: str) -> Found:
         """See `Checkpoint`."""
-        expected = stored_shapes(preset, module)
+        expected = stored_tensors(preset, module)
         prefix = prefix_of(preset, module)
         found = Found({})
         for name, tensor in self._map().items():
@@ -291,13 +310,16 @@ def _find_flow_matching(preset: Preset, tensors: Mapping[str, Tensor], _: Path) 
 
 
 def _find_vocoder(preset: Preset, tensors: Mapping[str, Tensor], _: Path) -> Found:
-    # A file that training left, rather than one that was published, has a second network in it.
-    plain = {name.removeprefix("generator."): tensor for name, tensor in tensors.items()}
     try:
-        converted = convert_published_vocoder(plain, preset.vocoder)
+        converted = convert_published_vocoder(_plain(tensors), preset.vocoder)
     except ValueError as error:
         raise WeightsError(f"the vocoder's weights cannot be used: {error}") from error
     return Found(converted.weights, list(converted.missing), list(converted.left_over))
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # A file that training left, rather than one that was published, has a second network in it.
+    return {name.removeprefix("generator."): tensor for name, tensor in tensors.items()}
 
 
 def _find_speaker_embedding(preset: Preset, tensors: Mapping[str, Tensor], _: Path) -> Found:
@@ -314,7 +336,7 @@ def _place(
     preset: Preset, module: str, tensors: Mapping[str, Tensor], rename: Callable[[str], str]
 ) -> Found:
     """What a module has a place for after each tensor was renamed."""
-    expected = stored_shapes(preset, module)
+    expected = stored_tensors(preset, module)
     found = Found({})
     for published, tensor in tensors.items():
         name = rename(published)
@@ -337,7 +359,11 @@ class _TorchKind:
         family: class of the module's config.
         find: the module's tensors.
         companions: names of files beside it that go with it.
+        file: what it is called in a published folder, which may have other files of PyTorch too,
+            such as a list of speakers; None where only its own path leads to it.
         sizes: fields of the module's config that every published file of the kind has.
+        published: the shape of a tensor by which the published file is known to be the one.
+        published_sizes: fields that this one has and that its shapes don't show.
     """
 
     kind: str
@@ -345,8 +371,24 @@ class _TorchKind:
     marks: tuple[str, ...]
     family: type[Any]
     find: _Find
+    file: str | None = None
     companions: tuple[str, ...] = ()
     sizes: tuple[tuple[str, Any], ...] = ()
+    published: tuple[str, tuple[int, ...]] | None = None
+    published_sizes: tuple[tuple[str, Any], ...] = ()
+
+    def lacking(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """The marks that are not there."""
+        return [mark for mark in self.marks if mark not in tensors]
+
+    def stated(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Fields of the module's config that are known of a file with these tensors."""
+        sizes = dict(self.sizes)
+        if self.published is not None:
+            name, shape = self.published
+            if name in tensors and tuple(tensors[name].shape) == shape:
+                sizes |= self.published_sizes
+        return sizes
 
 
 _TORCH = (
@@ -356,7 +398,15 @@ _TORCH = (
         ("encoder.encoders0.0.self_attn.fsmn_block.weight", "ctc.ctc_lo.weight"),
         SenseVoiceEncoderConfig,
         _find_sense_voice,
+        "model.pt",
         _SENSE_VOICE_FILES,
+        published=("ctc.ctc_lo.weight", (25_055, 512)),
+        published_sizes=(
+            ("mel_bins", 80),
+            ("stacked_frames", 7),
+            ("frame_stride", 6),
+            ("heads", 4),
+        ),
     ),
     _TorchKind(
         "CosyVoice 2",
@@ -364,7 +414,16 @@ _TORCH = (
         ("llm_embedding.weight", "llm_decoder.weight", "speech_embedding.weight"),
         VoiceTokenLmConfig,
         _find_voice_token_lm,
+        "llm.pt",
         sizes=(("rope_theta", 1_000_000.0), ("norm_epsilon", 1e-6)),
+        published=("llm_embedding.weight", (2, 896)),
+        published_sizes=(
+            ("heads", 14),
+            ("kv_heads", 2),
+            ("head_dim", 64),
+            ("text_group", 5),
+            ("speech_group", 15),
+        ),
     ),
     _TorchKind(
         "CosyVoice 2",
@@ -372,6 +431,9 @@ _TORCH = (
         ("input_embedding.weight", "spk_embed_affine_layer.weight", "encoder_proj.weight"),
         FlowMatchingConfig,
         _find_flow_matching,
+        "flow.pt",
+        published=("input_embedding.weight", (6_561, 512)),
+        published_sizes=(("estimator_heads", 8), ("estimator_head_dim", 64)),
     ),
     _TorchKind(
         "CosyVoice 2",
@@ -379,7 +441,16 @@ _TORCH = (
         ("conv_pre.bias", "f0_predictor.classifier.weight"),
         VocoderConfig,
         _find_vocoder,
+        "hift.pt",
         sizes=(("causal", False),),
+        published=("conv_pre.bias", (512,)),
+        published_sizes=(
+            ("sample_rate_hz", 24_000),
+            ("upsample_rates", (8, 5, 3)),
+            ("block_dilations", ((1, 3, 5),) * 3),
+            ("source_dilations", ((1, 3, 5),) * 3),
+            ("stft_hop", 4),
+        ),
     ),
     _TorchKind(
         "CAM++ (3D-Speaker)",
@@ -428,7 +499,8 @@ class TorchCheckpoint:
 
     def sizes(self, module: str) -> dict[str, Any]:
         """See `Checkpoint`."""
-        return dict(self._files[module].kind.sizes)
+        file = self._files[module]
+        return file.kind.stated(_plain(file.tensors))
 
     def find(self, preset: Preset, module: str) -> Found:
         """See `Checkpoint`."""
@@ -446,17 +518,32 @@ class TorchCheckpoint:
 
 
 def _torch_checkpoint(folder: Path, paths: list[Path]) -> TorchCheckpoint:
-    known = []
+    known: dict[str, _TorchFile] = {}
     for path in paths:
         tensors = map_torch(path)
-        names = {name.removeprefix("generator.") for name in tensors}
-        kind = next((kind for kind in _TORCH if names.issuperset(kind.marks)), None)
-        if kind is not None:
-            known.append(_TorchFile(path, kind, tensors))
-    if not known:
-        marks = "; ".join(f"{kind.kind}: {kind.marks[0]}" for kind in _TORCH)
-        raise WeightsError(
-            f"{', '.join(path.name for path in paths)} in {folder}: no checkpoint that is known "
-            f"by its tensors ({marks})"
-        )
-    return TorchCheckpoint(folder, known)
+        kind = next((kind for kind in _TORCH if not kind.lacking(_plain(tensors))), None)
+        if kind is None:
+            raise WeightsError(_unknown(path, tensors, others=len(paths) > 1))
+        if kind.module in known:
+            raise WeightsError(
+                f"{known[kind.module].path} and {path} both hold a {kind.module} of {kind.kind}; "
+                "give the path of the one that is meant"
+            )
+        known[kind.module] = _TorchFile(path, kind, tensors)
+    return TorchCheckpoint(folder, list(known.values()))
+
+
+def _unknown(path: Path, tensors: Mapping[str, Tensor], others: bool) -> str:
+    """Why a file is none that is known: what was looked for, and what it has."""
+    usual = [kind for kind in _TORCH if kind.file == path.name] or list(_TORCH)
+    looked_for = "; ".join(
+        f"{kind.kind} has {', '.join(kind.marks)}, here without "
+        f"{', '.join(kind.lacking(_plain(tensors)))}"
+        for kind in usual
+    )
+    found = ", ".join(list(tensors)[:_EXAMPLES])
+    alone = "; to import another file of the folder, give its path" if others else ""
+    return (
+        f"{path} is no checkpoint that is known by its tensors: {looked_for}. It has "
+        f"{len(tensors)} tensors, such as {found}{alone}"
+    )

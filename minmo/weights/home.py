@@ -7,6 +7,10 @@ SHARED_FOLDER = {"recognizer": "voice_encoder"}
 """Modules that may lie in the folder of another, as the other half of a published checkpoint."""
 
 
+SPEAKERS = "speakers"
+"""Beside the folders of a preset's modules: a file for each voice that it can speak with."""
+
+
 def home() -> Path:
     """Return MinMo's cache folder: `MINMO_HOME` where it is set, else `~/.cache/minmo`."""
     return Path(os.environ.get("MINMO_HOME") or "~/.cache/minmo").expanduser().absolute()
@@ -20,6 +24,11 @@ def downloads() -> Path:
 def module_folder(preset: str, module: str) -> Path:
     """Return the folder of one module's prepared weights; it need not exist."""
     return home() / "weights" / preset / module
+
+
+def speakers_folder(preset: str) -> Path:
+    """Return the folder of the speakers whose voices a preset has; it need not exist."""
+    return home() / "weights" / preset / SPEAKERS
 
 
 def triton_folder() -> Path:

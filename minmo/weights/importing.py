@@ -16,11 +16,11 @@ from torch import Tensor
 from minmo.presets import Preset, built_in_presets, check_module, load_preset
 from minmo.weights import home
 from minmo.weights.errors import WeightsError
-from minmo.weights.fitting import SHOWN_NAMES, misfits, wrong_shapes
+from minmo.weights.fitting import SHOWN_NAMES, misfits
 from minmo.weights.folder import Source, prepared
 from minmo.weights.formats import Checkpoint, Found, recognise
 from minmo.weights.hashes import tensors_sha256
-from minmo.weights.naming import stored_shapes
+from minmo.weights.naming import stored_tensors
 from minmo.weights.parts import PRESETS
 from minmo.weights.prepare import alone
 from minmo.weights.progress import NoProgress, Progress
@@ -158,10 +158,10 @@ def _differences(
         if (size := getattr(config, name)) != stated
     ]
     yield from sizes
-    wrong = wrong_shapes(stored_shapes(preset, module), found.state)
     # Other sizes already say why tensors differ; a few then do as examples.
     shown = _EXAMPLES if sizes else SHOWN_NAMES
-    yield from misfits(module, found.missing, found.left_over, wrong, shown)
+    expected = stored_tensors(preset, module)
+    yield from misfits(module, found.missing, found.left_over, expected, found.state, shown)
 
 
 def _advice(checkpoint: Checkpoint, preset: Preset, module: str | None) -> str:

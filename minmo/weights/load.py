@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minmo.weights import home
-from minmo.weights.errors import WeightsError
+from minmo.weights.errors import AbsentWeightsError, WeightsError
 from minmo.weights.folder import is_whole, read_manifest
 from minmo.weights.parts import packaged_parts, preset_name
 
@@ -23,7 +23,8 @@ def weights_folder(preset: "str | Preset", module: str) -> Path:
         module: a module of it, or a part that packages have.
 
     Raises:
-        WeightsError: it is not there, or a file of it is missing or cut; says what to run.
+        AbsentWeightsError: it is not there; says what to run.
+        WeightsError: a file of it is missing or cut; the same.
     """
     name = preset_name(preset) if isinstance(preset, str) else preset.name
     part = next((part for part in packaged_parts(name) if part.name == module), None)
@@ -32,8 +33,10 @@ def weights_folder(preset: "str | Preset", module: str) -> Path:
     else:
         folder, command = _module_folder(preset, name, module)
     manifest = read_manifest(folder)
+    if manifest is None and not folder.exists():
+        raise AbsentWeightsError(f"the weights of {module} are not in {folder}; {command}")
     if manifest is None:
-        raise WeightsError(f"the weights of {module} are not in {folder}; {command}")
+        raise WeightsError(f"{folder} has no manifest that can be read; {command}")
     if not is_whole(folder, manifest):
         raise WeightsError(f"{folder} has lost files or parts of them; {command}")
     return folder
@@ -52,7 +55,7 @@ def _module_folder(preset: "str | Preset", name: str, module: str) -> tuple[Path
     except PresetError as error:
         raise WeightsError(str(error)) from error
     own, shared = home.module_folder(name, module), home.SHARED_FOLDER.get(module)
-    if shared is not None and read_manifest(own) is None:
+    if shared is not None and not own.exists():
         # The other half of a published checkpoint: it came with the half that names the folder.
         halves = home.module_folder(name, shared)
         manifest = read_manifest(halves)
@@ -60,6 +63,8 @@ def _module_folder(preset: "str | Preset", name: str, module: str) -> tuple[Path
             return halves, f"import {shared} again"
         if any(part.name == shared for part in packaged_parts(name)):
             return halves, _fetch_command(name, shared)
+        if manifest is None and halves.exists():
+            return halves, f"import {shared} again"
     command = f"run `minmo weights import FOLDER --preset {name} --module {module}`, or train it"
     return own, command
 

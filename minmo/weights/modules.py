@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from minmo.model.llm import random_llm
 from minmo.model.packed import pack_linears
+from minmo.model.recognition_head import RecognitionHead
 from minmo.presets import (
     Preset,
-    PresetError,
     build_module,
     check_module,
     load_preset,
+    modules_of,
     with_text_table,
 )
 from minmo.weights import home
-from minmo.weights.errors import WeightsError
-from minmo.weights.fitting import misfits, wrong_shapes
-from minmo.weights.folder import Source, prepared, read_manifest
+from minmo.weights.errors import AbsentWeightsError, WeightsError
+from minmo.weights.fitting import differences
+from minmo.weights.folder import Source, file_stamp, prepared, read_manifest
+from minmo.weights.formats import stated_sizes
 from minmo.weights.hashes import tensors_sha256
 from minmo.weights.load import load_state_dict, read_config, weights_folder
-from minmo.weights.naming import fill, select, stored_shapes, stored_state
+from minmo.weights.naming import fill, select, stored_state, stored_tensors
 from minmo.weights.parts import packaged_parts
 from minmo.weights.prepare import alone
 from minmo.weights.progress import NoProgress
 from minmo.weights.reading import map_safetensors
-from minmo.weights.writing import FILE, write_safetensors
+from minmo.weights.trained_against import TRAINED_AGAINST, record, recorded
+from minmo.weights.writing import FILE, check_finite, write_safetensors
+
+log = logging.getLogger(__name__)
 
 _CONVERTER_VERSION = 1
 _READ_FROM_HALF = ("llm", "voice_token_lm")
-_TRAINED_AGAINST = "trained_against"
 # How a module is run may change after training; what it computes may not.
 _RUNTIME = frozenset({"max_context", "max_tokens", "solver_steps", "guidance", "guidance_dropout"})
 
@@ -70,17 +74,22 @@ def load_module(
     folder = weights_folder(preset, name) if folder is None else folder
     preset = _fitted(preset, name, folder)
     _check_sizes(preset, name, folder)
-    check_trained_against(preset, name, folder)
+    for other in check_trained_against(preset, name, folder):
+        log.warning(
+            "%s in %s was trained against a certain %s, which is not here to be compared",
+            name,
+            folder,
+            other,
+        )
     tensors = select(preset, name, load_state_dict(folder))
-    expected = stored_shapes(preset, name)
-    missing = [tensor for tensor in expected if tensor not in tensors]
-    left_over = [tensor for tensor in tensors if tensor not in expected]
-    lines = list(misfits(name, missing, left_over, wrong_shapes(expected, tensors)))
+    lines = list(differences(name, stored_tensors(preset, name), tensors))
     if lines:
         raise WeightsError(
             f"{folder / FILE} does not fit preset {preset.name!r}:\n  " + "\n  ".join(lines) + "\n"
             "Use the preset that it was made for, or bring the weights of this one"
         )
+    if name == "recognition_head":
+        return _recognition_head(preset, tensors, folder).to(device, dtype)
     return fill(preset, name, tensors, dtype, device)
 
 
@@ -95,7 +104,8 @@ def random_module(
 ) -> nn.Module:
     """An untrained module for inference, to measure with: the same one for the same seed.
 
-    The global generator is left alone.
+    It is drawn on the CPU, but for the LLM, which is drawn where it computes; the global
+    generators are left alone, those of GPUs too.
 
     Args:
         preset: its name, the path of its TOML file, or itself.
@@ -110,8 +120,9 @@ def random_module(
     if name == "llm":
         module: nn.Module = random_llm(preset.llm, seed, dtype, device)
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            # `torch.manual_seed` would seed the generators of GPUs as well.
+            torch.default_generator.manual_seed(seed)
             module = build_module(preset, name).to(device, dtype)
     module.requires_grad_(False).eval()
     if packed and name in _READ_FROM_HALF and dtype == torch.float32:
@@ -124,14 +135,23 @@ def random_module(
 def module_sha256(preset: str | Path | Preset, name: str, folder: Path | None = None) -> str:
     """The hash of a module's weights as they are here.
 
+    The manifest's counts as long as the file is the one that it was computed of; else it is
+    computed, once in a process for a file that stays as it is.
+
     Raises:
-        WeightsError: they are missing or damaged.
+        AbsentWeightsError: they are not here.
+        WeightsError: they are damaged.
     """
     preset = _loaded(preset)
     folder = weights_folder(preset, name) if folder is None else folder
-    manifest = read_manifest(folder)
-    if manifest is not None and name in manifest.hashes:
+    manifest, stamp = read_manifest(folder), file_stamp(folder / FILE)
+    if manifest is not None and name in manifest.hashes and manifest.hashed_file == stamp:
         return manifest.hashes[name]
+    return _computed_sha256(preset, name, folder, tuple(stamp))
+
+
+@lru_cache(maxsize=32)
+def _computed_sha256(preset: Preset, name: str, folder: Path, stamp: tuple[int, ...]) -> str:
     tensors = map_safetensors(folder / FILE, f"delete {folder} and bring the weights again")
     return tensors_sha256(select(preset, name, tensors))
 
@@ -168,28 +188,26 @@ def write_module(
     """
     preset = _loaded(preset)
     folder = _own_folder(preset, name) if folder is None else folder
+    if isinstance(module, RecognitionHead):
+        preset = replace(preset, recognition_pieces=module.blank)
     state = {key: _stored(tensor, dtype) for key, tensor in stored_state(preset, name, module)}
-    expected = stored_shapes(preset, name)
-    missing = [key for key in expected if key not in state]
-    left_over = [key for key in state if key not in expected]
-    if lines := list(misfits(name, missing, left_over, wrong_shapes(expected, state))):
+    if lines := list(differences(name, stored_tensors(preset, name), state)):
         raise WeightsError(
             f"the module is not {name} of preset {preset.name!r}:\n  " + "\n  ".join(lines)
         )
     if not isinstance(trained_against, Mapping):
         trained_against = {other: module_sha256(preset, other) for other in trained_against}
-    metadata = {_TRAINED_AGAINST: json.dumps(dict(trained_against), sort_keys=True)}
     hashes = {name: tensors_sha256(state)}
     content = {
         "module": name,
         "sizes": asdict(getattr(preset, name)),
-        _TRAINED_AGAINST: dict(trained_against),
+        TRAINED_AGAINST: dict(trained_against),
     }
     with (
         alone(NoProgress()),
         prepared(folder, name, _CONVERTER_VERSION, "training", tuple(sources), hashes) as new,
     ):
-        write_safetensors(new / FILE, state, metadata)
+        write_safetensors(new / FILE, state, record(trained_against))
         (new / "config.json").write_text(json.dumps(content, indent=2) + "\n")
     return folder
 
@@ -200,16 +218,7 @@ def trained_against(folder: Path) -> dict[str, str]:
     Raises:
         WeightsError: the file is missing or damaged.
     """
-    path = folder / FILE
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        recorded: dict[str, str] = json.loads(metadata.get(_TRAINED_AGAINST, "{}"))
-    except (SafetensorError, OSError, ValueError):
-        # Says in which tensor the file ends.
-        map_safetensors(path, f"delete {folder} and bring the weights again")
-        raise
-    return recorded
+    return recorded(folder / FILE)
 
 
 def check_trained_against(
@@ -227,17 +236,26 @@ def check_trained_against(
         machine that only speaks needs no LLM.
 
     Raises:
-        WeightsError: names the other module, the hash expected and the hash found.
+        WeightsError: names the other module, the hash expected and the hash found; or the other
+            is here and damaged.
     """
     preset = _loaded(preset)
     folder = weights_folder(preset, name) if folder is None else folder
     absent = []
     for other, expected in trained_against(folder).items():
-        try:
-            found = module_sha256(preset, other)
-        except (WeightsError, PresetError):
+        if other not in modules_of(preset):
             absent.append(other)
             continue
+        try:
+            found = module_sha256(preset, other)
+        except AbsentWeightsError:
+            absent.append(other)
+            continue
+        except WeightsError as error:
+            raise WeightsError(
+                f"{name} in {folder} was trained against a certain {other}, and the one that is "
+                f"here cannot be compared: {error}"
+            ) from error
         if found != expected:
             raise WeightsError(
                 f"{name} in {folder} was trained against another {other}: expected sha256 "
@@ -266,8 +284,11 @@ def _own_folder(preset: Preset, name: str) -> Path:
 
 
 def _fitted(preset: Preset, name: str, folder: Path) -> Preset:
-    """The preset, with the table of text where the weights of the voice token LM have one."""
-    stated = read_config(folder).get("sizes", {}).get("text_vocabulary", 0)
+    """The preset, with what is no size of its own: which text the weights of a module know."""
+    sizes = read_config(folder).get("sizes", {})
+    if name == "recognition_head":
+        return replace(preset, recognition_pieces=sizes.get("pieces"))
+    stated = sizes.get("text_vocabulary", 0)
     if name != "voice_token_lm" or not stated or preset.voice_token_lm.text_vocabulary:
         return preset
     return with_text_table(preset, stated)
@@ -279,7 +300,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def _check_sizes(preset: Preset, name: str, folder: Path) -> None:
     """Compares what shapes don't show, such as the number of heads, where the folder states it."""
-    stated: dict[str, Any] = read_config(folder).get("sizes", {})
+    stated = stated_sizes(folder, name)
     wanted = json.loads(json.dumps(asdict(getattr(preset, name))))
     for key, value in stated.items():
         if key in wanted and key not in _RUNTIME and wanted[key] != value:
@@ -288,3 +309,27 @@ def _check_sizes(preset: Preset, name: str, folder: Path) -> None:
                 f"{preset.name!r} says {wanted[key]}; use the preset that the weights were made "
                 "for, or bring the weights of this one"
             )
+
+
+def _recognition_head(preset: Preset, tensors: dict[str, Tensor], folder: Path) -> RecognitionHead:
+    """The head with its weights, and with the rows of the LLM's table that it compares with."""
+    rows, pieces = "model.embed_tokens.weight", tensors["pieces"]
+    path = weights_folder(preset, "llm") / FILE
+    table = select(preset, "llm", map_safetensors(path, "bring the LLM again")).get(rows)
+    wanted = (preset.llm.vocabulary_size, preset.llm.width)
+    if table is None or tuple(table.shape) != wanted:
+        found = "none" if table is None else " x ".join(map(str, table.shape))
+        raise WeightsError(
+            f"the recognition head reads {rows} of the LLM in {path}: expected "
+            f"{wanted[0]} x {wanted[1]}, found {found}; bring the LLM of preset {preset.name!r}"
+        )
+    if int(pieces.min()) < 0 or int(pieces.max()) >= len(table):
+        raise WeightsError(
+            f"{folder / FILE} has pieces from {int(pieces.min())} to {int(pieces.max())}; the LLM "
+            f"has the tokens 0 to {len(table) - 1}; bring the head that was trained with it"
+        )
+    chosen = table[pieces.long()]
+    check_finite(rows, chosen, path, "bring the LLM again")
+    head = RecognitionHead(chosen)
+    head.load_state_dict(tensors, assign=True)
+    return head.requires_grad_(False).eval()

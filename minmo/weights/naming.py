@@ -8,7 +8,6 @@ names of its own state dict.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,6 @@ from minmo.model.llm import Llm, LlmConfig
 from minmo.model.sense_voice_encoder import SenseVoiceEncoderConfig
 from minmo.model.voice_token_lm import VoiceTokenLm
 from minmo.presets import NothingDrawn, Preset, SizesOnly, build_module
-
-Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 # What `transformers` computes or ties, and some versions of it write all the same.
 _REPEATED = ("rotary_emb.inv_freq",)
@@ -33,14 +30,15 @@ def prefix_of(preset: Preset, module: str) -> str:
     return ""
 
 
-def stored_shapes(preset: Preset, module: str) -> Shapes:
-    """The shape of every tensor that the module's weights consist of."""
+def stored_tensors(preset: Preset, module: str) -> dict[str, Tensor]:
+    """Every tensor that the module's weights consist of, without memory: shapes and kinds."""
     if module == "llm":
-        return _llm_shapes(preset.llm)
+        shapes = _llm_shapes(preset.llm)
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     prefix = prefix_of(preset, module)
     with SizesOnly():
         state = build_module(preset, module).state_dict()
-    return {prefix + name: tuple(tensor.shape) for name, tensor in state.items()}
+    return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def select(preset: Preset, module: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,10 +116,10 @@ def _split(config: LlmConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, 
     yield f"model.{name}", tensor
 
 
-def _llm_shapes(config: LlmConfig) -> Shapes:
+def _llm_shapes(config: LlmConfig) -> dict[str, tuple[int, ...]]:
     width, queries = config.width, config.heads * config.head_dim
     keys = config.kv_heads * config.head_dim
-    layer: Shapes = {
+    layer: dict[str, tuple[int, ...]] = {
         "input_layernorm.weight": (width,),
         "self_attn.q_proj.weight": (queries, width),
         "self_attn.k_proj.weight": (keys, width),
@@ -137,7 +135,7 @@ def _llm_shapes(config: LlmConfig) -> Shapes:
             f"self_attn.{name}_proj.bias": (rows,)
             for name, rows in (("q", queries), ("k", keys), ("v", keys))
         }
-    shapes: Shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (config.vocabulary_size, width),
         "model.norm.weight": (width,),
     }

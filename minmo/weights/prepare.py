@@ -17,6 +17,7 @@ from minmo.weights.errors import WeightsError
 from minmo.weights.folder import Source, is_whole, prepared, read_manifest
 from minmo.weights.parts import PRESETS, Part, parts_of, preset_name
 from minmo.weights.progress import NoProgress, Progress
+from minmo.weights.speakers import speakers
 
 Origin = Literal["packages", "hub"]
 
@@ -81,14 +82,14 @@ class PartState:
     """The state of one part, for people and programs.
 
     Attributes:
-        module: its name.
+        module: its name; `speakers/NAME` for a speaker.
         ready: whether it can be loaded.
         origin: `packages`, `hub`, `import` or `training`; None where it is not there.
         size_bytes: size on the disk; 0 where it is not prepared.
         download_bytes: size of the archives that it comes from.
         licence: SPDX identifiers.
         sources: packages with versions, or repository and revision.
-        folder: where it is or will be.
+        folder: where it is or will be; a speaker's file.
     """
 
     module: str
@@ -109,7 +110,8 @@ def states(preset: str) -> list[PartState]:
     """
     parts, name = parts_of(preset), preset_name(preset)
     known = [_state(name, part) for part in parts]
-    return known + list(_imported_states(preset, name, {part.name for part in parts}))
+    imported = _imported_states(preset, name, {part.name for part in parts})
+    return [*known, *imported, *_speaker_states(name)]
 
 
 def _imported_states(preset: str, name: str, packaged: set[str]) -> Iterator[PartState]:
@@ -137,12 +139,26 @@ def _imported_states(preset: str, name: str, packaged: set[str]) -> Iterator[Par
         )
 
 
+def _speaker_states(name: str) -> Iterator[PartState]:
+    for speaker in speakers(name):
+        yield PartState(
+            module=f"{home.SPEAKERS}/{speaker.name}",
+            ready=True,
+            origin="import",
+            size_bytes=speaker.path.stat().st_size,
+            download_bytes=0,
+            licence=speaker.licence,
+            sources=(speaker.source,) if speaker.source else (),
+            folder=str(speaker.path),
+        )
+
+
 def _modules_without_package(preset: str, name: str, packaged: set[str]) -> list[str]:
     if name in PRESETS:
         root = home.module_folder(name, "")
         folders = root.iterdir() if root.is_dir() else ()
         there = sorted(path.name for path in folders if not path.name.startswith("."))
-        return [module for module in there if module not in packaged]
+        return [module for module in there if module not in {*packaged, home.SPEAKERS}]
     from minmo.presets import load_preset, modules_of
 
     return list(modules_of(load_preset(preset)))

@@ -64,6 +64,22 @@ def map_safetensors(path: Path, advice: str) -> dict[str, Tensor]:
         ) from error
 
 
+def load_torch(path: Path) -> Any:
+    """What a file holds that `torch.save` wrote, its tensors mapped; nothing in it is executed.
+
+    Raises:
+        WeightsError: it is missing, damaged, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        # What PyTorch advises here, to execute what the file says, is not repeated.
+        raise WeightsError(
+            f"cannot load {path}: it is cut, damaged, or holds more than tensors and plain values, "
+            "which could run code and is not read; get it again from where it was published"
+        ) from error
+
+
 def map_torch(path: Path) -> dict[str, Tensor]:
     """Maps the tensors of a file that `torch.save` wrote; nothing in it is executed.
 
@@ -72,14 +88,7 @@ def map_torch(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: it is missing, damaged, or holds something else than tensors.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise WeightsError(
-            f"cannot load {path}: it is cut, damaged, or holds more than tensors ({first[0]}); "
-            "get it again from where it was published"
-        ) from error
+    content = load_torch(path)
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

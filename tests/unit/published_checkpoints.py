@@ -55,11 +55,11 @@ def preset(name: str = "tiny", **changes: Tables | None) -> Preset:
     return parse_preset(toml(tables(name, **changes)), "this.toml")
 
 
-def whisper(folder: Path) -> WhisperForConditionalGeneration:
+def whisper(folder: Path, vocabulary: int = 60) -> WhisperForConditionalGeneration:
     """Whisper, as the hub has it."""
     torch.manual_seed(0)
     config = WhisperConfig(
-        vocab_size=60,
+        vocab_size=vocabulary,
         num_mel_bins=16,
         d_model=16,
         encoder_layers=2,
@@ -105,10 +105,14 @@ def llama(folder: Path, **options: Any) -> LlamaForCausalLM:
     return _saved(LlamaForCausalLM(config), folder, **options)
 
 
-def qwen2(folder: Path, **options: Any) -> Qwen2ForCausalLM:
+def qwen2(
+    folder: Path, vocabulary: int = 60, positions: int = 64, **options: Any
+) -> Qwen2ForCausalLM:
     """Qwen2.5's family, with an output matrix of its own."""
     torch.manual_seed(0)
-    config = Qwen2Config(**_llm_sizes(1e-6, 1_000_000.0), tie_word_embeddings=False)
+    sizes = _llm_sizes(1e-6, 1_000_000.0)
+    sizes |= {"vocab_size": vocabulary, "max_position_embeddings": positions}
+    config = Qwen2Config(**sizes, tie_word_embeddings=False)
     model = Qwen2ForCausalLM(config)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -177,11 +181,11 @@ def sense_voice(folder: Path) -> SenseVoice:
 class CosyVoiceLm:
     """CosyVoice 2's LM, of Transformers' Qwen2 and plain tables."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: int = 37) -> None:
         torch.manual_seed(0)
         self.trunk = Qwen2Model(
             Qwen2Config(
-                vocab_size=37,
+                vocab_size=vocabulary,
                 hidden_size=16,
                 intermediate_size=24,
                 num_hidden_layers=2,
@@ -200,7 +204,7 @@ class CosyVoiceLm:
         trunk = self.trunk.state_dict().items()
         return {
             **{f"llm.model.model.{name}": value for name, value in trunk},
-            "llm.model.lm_head.weight": torch.randn(37, 16),
+            "llm.model.lm_head.weight": torch.randn(self.trunk.config.vocab_size, 16),
             "llm_embedding.weight": torch.randn(2, 16),
             "speech_embedding.weight": self.speech_embedding,
             **{f"llm_decoder.{name}": value for name, value in self.head.state_dict().items()},
@@ -229,12 +233,44 @@ def published_vocoder(config: VocoderConfig) -> nn.Module:
     return vocoder.eval()
 
 
-def cosyvoice(folder: Path, preset: Preset) -> tuple[CosyVoiceLm, nn.Module, nn.Module]:
+def cosyvoice(
+    folder: Path, preset: Preset, vocabulary: int = 37
+) -> tuple[CosyVoiceLm, nn.Module, nn.Module]:
     """CosyVoice 2: `llm.pt`, `flow.pt` and `hift.pt`."""
-    lm, flow = CosyVoiceLm(), published_flow(preset.flow_matching)
+    lm, flow = CosyVoiceLm(vocabulary), published_flow(preset.flow_matching)
     vocoder = published_vocoder(preset.vocoder)
     folder.mkdir()
     torch.save(lm.state(), folder / "llm.pt")
     torch.save(flow.state_dict(), folder / "flow.pt")
     torch.save(vocoder.state_dict(), folder / "hift.pt")
     return lm, flow, vocoder
+
+
+def spk2info(path: Path, preset: Preset, tokens: dict[str, int]) -> dict[str, dict[str, Tensor]]:
+    """CosyVoice's list of speakers, as its `add_zero_shot_spk` and `save_spkinfo` write it.
+
+    Args:
+        path: of the file.
+        preset: whose sizes it has.
+        tokens: speech tokens of each speaker's recording.
+    """
+    torch.manual_seed(0)
+    flow = preset.flow_matching
+    speakers: dict[str, dict[str, Tensor]] = {}
+    for name, count in tokens.items():
+        speech = torch.randint(flow.speech_tokens, (1, count), dtype=torch.int32)
+        embedding = torch.randn(1, flow.speaker_width)
+        speakers[name] = {
+            "prompt_text": torch.randint(30, (1, 7), dtype=torch.int32),
+            "prompt_text_len": torch.tensor([7], dtype=torch.int32),
+            "llm_prompt_speech_token": speech,
+            "llm_prompt_speech_token_len": torch.tensor([count], dtype=torch.int32),
+            "flow_prompt_speech_token": speech,
+            "flow_prompt_speech_token_len": torch.tensor([count], dtype=torch.int32),
+            "prompt_speech_feat": torch.randn(1, 2 * count, flow.mel_bins),
+            "prompt_speech_feat_len": torch.tensor([2 * count], dtype=torch.int32),
+            "llm_embedding": embedding,
+            "flow_embedding": embedding,
+        }
+    torch.save(speakers, path)
+    return speakers

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 import time
+import tomllib
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
+from minmo.cli.describe import show
+from minmo.cli.errors import InputError
 from minmo.cli.main import app, main
 from minmo.presets import build_module, load_preset, parse_preset
 from minmo.presets.description import describe
 from minmo.presets.paper import PaperFigure
-from tests.unit.tiny_presets import tables, toml, write_preset
+from tests.unit.tiny_presets import Tables, tables, toml, write_preset
 
 RUN = CliRunner()
 PARAMETERS = {
@@ -79,7 +85,8 @@ def test_the_files_of_mini_are_as_large_as_their_modules_in_float16() -> None:
     description = describe(load_preset("mini"))
     parameters = {module.name: module.parameters for module in description.modules}
     limits = {limit.name: limit for limit in description.limits}
-    listening = parameters["voice_encoder"] + parameters["input_projector"]
+    listens = ("voice_encoder", "input_projector", "recognition_head")
+    listening = sum(parameters[module] for module in listens)
     assert limits["listening file"].found == 2 * listening / 1e6
     assert limits["listening file"].holds
     assert limits["duplex file"].holds
@@ -118,6 +125,50 @@ def test_what_is_said_of_rates_and_widths_is_what_the_modules_do() -> None:
     assert mel.shape[1] / 5 == rates["mel frames"] / rates["speech tokens"]
     samples = build_module(preset, "vocoder").eval()(mel)
     assert samples.shape[1] / mel.shape[1] == rates["assistant's samples"] / rates["mel frames"]
+
+
+@pytest.mark.parametrize("preset", ["8b", "mini"])
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_names_figures_and_shapes_stay_whole_at_any_width(preset: str, width: int) -> None:
+    description = describe(load_preset(preset))
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    show(description, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    for module in description.modules:
+        rows = [line for line in shown.splitlines() if line.split(" ")[0] == module.name]
+        assert any(f"{module.parameters:,}" in row for row in rows)
+        assert any(module.input in row and module.output in row for row in rows), module.name
+
+
+def test_what_is_piped_is_in_one_table_whatever_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = RUN.invoke(app, ["describe", "--preset", "8b"]).stdout
+    line = next(line for line in shown.splitlines() if line.startswith("input_projector"))
+    assert "2 Transformer layers, 1 convolution, 2x" in line
+    assert "[batch, embeddings, 3584]" in line
+
+
+@pytest.mark.parametrize(
+    ("preset", "module", "change", "key"),
+    [
+        ("8b", "vocoder", {"block_kernel_sizes": [4, 7, 11]}, "vocoder.block_kernel_sizes"),
+        ("8b", "vocoder", {"upsample_kernel_sizes": [15, 11, 7]}, "vocoder.upsample_kernel_sizes"),
+        ("mini", "input_projector", {"heads": 96}, "input_projector.width"),
+        ("8b", "llm", {"layers": 3_000_000}, "llm.layers"),
+    ],
+)
+def test_sizes_that_cannot_be_are_an_error_with_their_key(
+    tmp_path: Path, preset: str, module: str, change: Tables, key: str
+) -> None:
+    content = tomllib.loads(files("minmo.presets").joinpath(f"{preset}.toml").read_text())
+    content[module] |= change
+    content["name"] = "mine"
+    (tmp_path / "mine.toml").write_text(toml(content))
+    done = RUN.invoke(app, ["describe", "--preset", str(tmp_path / "mine.toml")])
+    assert isinstance(done.exception, InputError)
+    assert f"{key}: expected" in str(done.exception)
 
 
 def test_the_table_shows_names_figures_and_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,9 @@ from minmo.weights.errors import WeightsError
 from tests.unit.test_llm_model import IDS, reference
 from tests.unit.tiny_llm import CONFIG, random_state
 
+PLAIN = "ab" * 32
+"""Hash of the LLM without adapters."""
+
 
 def plain_llm() -> Llm:
     return Llm.from_state_dict(CONFIG, random_state(CONFIG))
@@ -82,11 +85,24 @@ def test_adapters_that_were_saved_go_on_as_they_were(tmp_path: Path) -> None:
     add_lora(llm, rank=4, alpha=8)
     add_lora(other, rank=4, alpha=8)
     add_lora(scaled, rank=4, alpha=9)
-    save_adapter(randomised(llm), tmp_path)
-    load_adapter(other, tmp_path)
+    save_adapter(randomised(llm), tmp_path, PLAIN)
+    load_adapter(other, tmp_path, PLAIN)
     assert torch.equal(read(other), read(llm))
     with pytest.raises(WeightsError, match="lora_alpha is 8, the LLM's 9"):
-        load_adapter(scaled, tmp_path)
+        load_adapter(scaled, tmp_path, PLAIN)
+
+
+def test_an_adapter_is_refused_by_another_llm_than_it_was_trained_against(tmp_path: Path) -> None:
+    llm = plain_llm()
+    add_lora(llm, rank=4, alpha=8)
+    save_adapter(llm, tmp_path, PLAIN)
+    other = "cd" * 32
+    message = f"trained against another llm: expected sha256 {PLAIN}, found {other}"
+    with pytest.raises(WeightsError, match=message):
+        load_adapter(llm, tmp_path, other)
+    with pytest.raises(WeightsError, match=message):
+        merge_adapter(random_state(CONFIG), tmp_path, other)
+    merge_adapter(random_state(CONFIG), tmp_path, PLAIN)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -95,7 +111,7 @@ def test_adapters_trained_here_fit_the_plain_model(family: str, tmp_path: Path) 
     llm = Llm.from_state_dict(LlmConfig.from_dict(theirs.config.to_dict()), theirs.state_dict())
     add_lora(llm, rank=4, alpha=6)
     randomised(llm)
-    save_adapter(llm, tmp_path)
+    save_adapter(llm, tmp_path, PLAIN)
     adapted = peft.PeftModel.from_pretrained(theirs, tmp_path)
     expected = adapted(IDS[None], output_hidden_states=True).hidden_states[-1][0]
     assert (read(llm) - expected).abs().max() < 1e-4
@@ -109,7 +125,7 @@ def test_a_published_adapter_is_merged_as_peft_merges_it(
     theirs = reference(family, tied=False)
     weights = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
     adapted = publish(theirs, tmp_path, use_rslora=rslora)
-    merged = merge_adapter(weights, tmp_path)
+    merged = merge_adapter(weights, tmp_path, PLAIN)
     expected = adapted.merge_and_unload().state_dict()
     assert merged.keys() == expected.keys()
     assert all((merged[name] - expected[name]).abs().max() < 1e-5 for name in expected)
@@ -181,4 +197,4 @@ def test_packed_weights_take_no_adapter() -> None:
 
 def test_says_which_folder_holds_no_adapter(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"adapter_model\.safetensors"):
-        merge_adapter(random_state(CONFIG), tmp_path)
+        merge_adapter(random_state(CONFIG), tmp_path, PLAIN)

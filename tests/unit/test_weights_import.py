@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from minmo.model.features import stack_frames
 from minmo.model.flow_matching import FlowMatching
 from minmo.model.llm import Llm, LlmCache, Segment
 from minmo.model.moonshine_recognizer import MoonshineRecognizer
-from minmo.model.sense_voice_encoder import SenseVoiceEncoder
+from minmo.model.sense_voice_encoder import SenseVoiceEncoder, SenseVoiceEncoderConfig
 from minmo.model.vocoder import Vocoder
 from minmo.model.voice_token_lm import VoiceTokenLm
 from minmo.model.whisper_recognizer import WhisperRecognizer
-from minmo.presets import Preset, build_module
+from minmo.presets import Preset, build_module, load_preset
 from minmo.weights import WeightsError, weights_folder
 from minmo.weights.folder import read_manifest
 from minmo.weights.importing import Imported, import_weights
@@ -376,6 +377,89 @@ def test_a_cut_file_of_pytorch_is_refused(tmp_path: Path, left: int) -> None:
     path.write_bytes(path.read_bytes()[:left])
     message = refused(tmp_path / "cosy", preset)
     assert f"cannot load {path}: it is cut, damaged, or holds more than tensors" in message
+
+
+def test_what_pytorch_advises_for_a_damaged_file_is_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "llm.pt").write_bytes(b"no pickle at all")
+    message = refused(tmp_path / "llm.pt", made.preset())
+    assert "it is cut, damaged, or holds more than tensors" in message
+    assert "weights_only" not in message
+
+
+@pytest.mark.parametrize("name", ["llm", "flow", "hift"])
+def test_a_known_file_that_is_not_recognised_is_named_with_what_was_looked_for(
+    tmp_path: Path, home: Path, name: str
+) -> None:
+    preset = made.preset(**made.COSYVOICE)
+    made.cosyvoice(tmp_path / "cosy", preset)
+    path = tmp_path / f"cosy/{name}.pt"
+    prefixed = {f"module.{key}": value.clone() for key, value in map_torch(path).items()}
+    torch.save(prefixed, path)
+    marks = {"llm": "llm_embedding", "flow": "input_embedding", "hift": "f0_predictor.classifier"}
+    message = refused(tmp_path / "cosy", preset)
+    assert message.startswith(f"{path} is no checkpoint that is known by its tensors")
+    assert f"{marks[name]}.weight" in message
+    assert "such as module." in message
+    assert not home.exists()
+
+
+def test_two_files_with_the_same_module_are_refused(tmp_path: Path) -> None:
+    preset = made.preset(**made.COSYVOICE)
+    made.cosyvoice(tmp_path / "cosy", preset)
+    torch.save(map_torch(tmp_path / "cosy/llm.pt"), tmp_path / "cosy/model.pt")
+    assert "both hold a voice_token_lm of CosyVoice 2" in refused(tmp_path / "cosy", preset)
+
+
+def test_whole_numbers_for_a_weight_are_refused(tmp_path: Path, home: Path) -> None:
+    preset = made.preset(**made.COSYVOICE)
+    made.cosyvoice(tmp_path / "cosy", preset)
+    state = map_torch(tmp_path / "cosy/llm.pt")
+    torch.save({**state, "llm_decoder.bias": torch.zeros(12, dtype=torch.int64)}, tmp_path / "a.pt")
+    message = refused(tmp_path / "a.pt", preset, check_only=True)
+    expected = "head_bias expected floating-point numbers, found whole numbers (int64)"
+    assert f"voice_token_lm has numbers of another kind: 1: {expected}" in message
+
+
+@pytest.mark.parametrize(
+    ("module", "sizes", "message"),
+    [
+        ("voice_token_lm", {"heads": 7, "head_dim": 128, "kv_heads": 1}, "heads: the preset has 7"),
+        ("flow_matching", {"estimator_heads": 4, "estimator_head_dim": 128}, "preset has 128, the"),
+        ("vocoder", {"block_dilations": ((1, 2, 5),) * 3}, "vocoder.block_dilations: the preset"),
+        ("vocoder", {"upsample_rates": (4, 5, 3)}, "vocoder.upsample_rates: the preset"),
+        ("voice_encoder", {"heads": 8}, "voice_encoder.heads: the preset has 8, the checkpoint 4"),
+    ],
+)
+def test_what_the_published_files_have_and_no_shape_shows_is_held_against_the_preset(
+    tmp_path: Path, module: str, sizes: dict[str, Any], message: str
+) -> None:
+    preset = load_preset("8b")
+    if module == "voice_encoder":
+        preset = replace(preset, voice_encoder=SenseVoiceEncoderConfig(), recognizer=None)
+    preset = replace(preset, **{module: replace(getattr(preset, module), **sizes)})
+    published = {
+        "voice_token_lm": {
+            "llm_embedding.weight": torch.zeros(2, 896),
+            "llm_decoder.weight": torch.zeros(6564, 896),
+            "speech_embedding.weight": torch.zeros(6564, 896),
+        },
+        "flow_matching": {
+            "input_embedding.weight": torch.zeros(6561, 512),
+            "spk_embed_affine_layer.weight": torch.zeros(80, 192),
+            "encoder_proj.weight": torch.zeros(80, 512),
+        },
+        "vocoder": {
+            "conv_pre.bias": torch.zeros(512),
+            "f0_predictor.classifier.weight": torch.zeros(1, 512),
+        },
+        "voice_encoder": {
+            "encoder.encoders0.0.self_attn.fsmn_block.weight": torch.zeros(512, 1, 11),
+            "ctc.ctc_lo.weight": torch.zeros(25_055, 512),
+        },
+    }[module]
+    (tmp_path / "am.mvn").write_text("<AddShift> [ 0 ] <Rescale> [ 1 ]")
+    torch.save(published, tmp_path / "published.pt")
+    assert message in refused(tmp_path / "published.pt", preset)
 
 
 def test_weights_under_a_training_scripts_name_are_found(tmp_path: Path) -> None:

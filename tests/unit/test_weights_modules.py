@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minmo.model.packed import PackedLinear
+from minmo.model.recognition_head import RecognitionHead
 from minmo.presets import MODULES, Preset, PresetError
 from minmo.weights import WeightsError
 from minmo.weights.folder import Source, read_manifest
@@ -48,7 +49,7 @@ def written(name: str, seed: int = 0, preset: Preset = TINY, **options: Any) -> 
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
-    left, right = one.state_dict(), other.state_dict()
+    left, right = ({**m.state_dict(), **dict(m.named_buffers())} for m in (one, other))
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
@@ -56,8 +57,12 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 @pytest.mark.parametrize("name", MODULES)
 def test_every_module_comes_back_as_it_was_written(name: str, preset: Preset) -> None:
     module = written(name, preset=preset)
+    if name == "recognition_head":
+        written("llm", preset=preset)
     loaded = load_module(preset, name)
-    assert same(module, loaded)
+    state = loaded.state_dict()
+    assert state.keys() == module.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert {tensor.device.type for tensor in [*loaded.parameters(), *loaded.buffers()]} == {"cpu"}
@@ -95,6 +100,14 @@ def test_random_modules_are_those_of_their_seed_and_leave_the_global_one_alone()
         assert same(random_module(TINY, name, 1), random_module(TINY, name, 1)), name
         assert not same(random_module(TINY, name, 1), random_module(TINY, name, 2)), name
     assert torch.equal(torch.randn(3), expected)
+
+
+def test_drawing_a_module_seeds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr("torch.cuda.manual_seed_all", seeded.append)
+    for name in MODULES:
+        random_module(TINY, name)
+    assert not seeded
 
 
 def test_unknown_and_absent_modules_are_errors() -> None:
@@ -140,6 +153,37 @@ def test_a_module_that_is_not_here_cannot_be_compared() -> None:
     load_module(TINY, "output_projector")
 
 
+def test_what_is_not_here_to_be_compared_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    written("output_projector", trained_against={"llm": "0" * 64})
+    load_module(TINY, "output_projector")
+    (record,) = [record for record in caplog.records if record.name == "minmo.weights.modules"]
+    assert "trained against a certain llm, which is not here" in record.getMessage()
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "model.safetensors"])
+def test_a_damaged_neighbour_is_not_taken_for_an_absent_one(home: Path, file: str) -> None:
+    written("llm")
+    written("duplex_predictor", trained_against=["llm"])
+    (home / "llm" / file).write_bytes(b"{")
+    with pytest.raises(WeightsError, match=r"the one that is here cannot be compared: .*tiny/llm"):
+        load_module(TINY, "duplex_predictor")
+
+
+def test_a_manifest_says_nothing_of_a_file_that_was_changed_since(home: Path) -> None:
+    written("llm")
+    written("duplex_predictor", trained_against=["llm"])
+    before = module_sha256(TINY, "llm")
+    path = home / "llm/model.safetensors"
+    size = path.stat().st_size
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert path.stat().st_size == size
+    assert module_sha256(TINY, "llm") != before
+    with pytest.raises(WeightsError, match="was trained against another llm"):
+        load_module(TINY, "duplex_predictor")
+
+
 def test_a_hash_is_that_of_the_tensors_whatever_file_they_are_in(home: Path) -> None:
     written("vocoder")
     path = home / "vocoder/model.safetensors"
@@ -175,6 +219,38 @@ def test_the_manifest_says_what_it_was_trained_on(home: Path) -> None:
     manifest = read_manifest(home / "vocoder")
     assert manifest is not None
     assert (manifest.origin, manifest.sources) == ("training", (source,))
+
+
+# ---- the recognition head -----------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_a_recognition_head_comes_back_with_its_pieces_and_the_rows_of_the_llm() -> None:
+    table = written("llm").state_dict()["embed_tokens.weight"]
+    pieces = torch.tensor([3, 59, 8])
+    head = RecognitionHead(table, pieces)
+    for parameter in head.parameters():
+        parameter.copy_(torch.randn(parameter.shape))
+    write_module(TINY, "recognition_head", head, trained_against=["llm"])
+    loaded = load_module(TINY, "recognition_head")
+    assert isinstance(loaded, RecognitionHead)
+    assert torch.equal(loaded.pieces, pieces)
+    speech = torch.randn(1, 5, 24)
+    assert torch.equal(loaded(speech), head(speech))
+    assert loaded.decode(speech) == head.decode(speech)
+
+
+def test_a_recognition_head_needs_the_llm_that_it_was_trained_with() -> None:
+    head = RecognitionHead(torch.randn(60, 24), torch.tensor([3, 60]) - 1)
+    write_module(TINY, "recognition_head", head)
+    with pytest.raises(WeightsError, match="the weights of llm are not in"):
+        load_module(TINY, "recognition_head")
+    written("llm")
+    load_module(TINY, "recognition_head")
+    head.pieces += 1
+    write_module(TINY, "recognition_head", head)
+    with pytest.raises(WeightsError, match=r"has pieces from 3 to 60; the LLM has the tokens 0 to"):
+        load_module(TINY, "recognition_head")
 
 
 # ---- damage -------------------------------------------------------------------------------------
@@ -220,6 +296,21 @@ def damaged(home: Path, change: dict[str, torch.Tensor | None]) -> str:
 def test_a_missing_and_an_unknown_tensor_are_named(home: Path) -> None:
     assert "vocoder lacks 1: conv_in.bias" in damaged(home, {"conv_in.bias": None})
     assert "vocoder has no place for 1: more" in damaged(home, {"more": torch.zeros(1)})
+
+
+def test_whole_numbers_for_a_weight_are_refused(home: Path) -> None:
+    message = damaged(home, {"conv_in.bias": torch.zeros(16, dtype=torch.int32)})
+    expected = "conv_in.bias expected floating-point numbers, found whole numbers (int32)"
+    assert f"vocoder has numbers of another kind: 1: {expected}" in message
+
+
+def test_a_published_configuration_with_other_heads_is_refused(tmp_path: Path) -> None:
+    made.llama(tmp_path / "llm")
+    import_weights(tmp_path / "llm", TINY)
+    load_module(TINY, "llm")
+    other = replace(TINY, llm=replace(TINY.llm, heads=2, kv_heads=1, head_dim=12))
+    with pytest.raises(WeightsError, match=r"says llm.heads is 4, and preset 'tiny' says 2"):
+        load_module(other, "llm")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
