@@ -291,18 +291,25 @@ class VoiceDecoderSettings(ServiceSettings):
     """The voice decoder: text tokens and hidden states in, PCM out."""
 
     preset: str = Field("mini", min_length=1, description="preset whose voice is loaded")
-    voice: Literal["pico", "neural"] = Field(
-        "pico", description="who speaks: SVOX Pico, or the preset's own network"
+    voice: Literal["auto", "pico", "neural"] = Field(
+        "auto",
+        description="who speaks: SVOX Pico, the preset's own network, or the network where its "
+        "weights and a speaker are there and Pico otherwise",
     )
     speaker: FilePath | None = Field(
-        None, description="safetensors file of the speaker of --voice neural"
+        None,
+        description="safetensors file of the only speaker of the network; by default all that the "
+        "preset has in MINMO_HOME/weights/PRESET/speakers, the one called default first",
     )
     random_weights: bool = Field(
-        False, description="with --voice neural: untrained weights and nobody's voice, to measure"
+        False, description="untrained weights of the network and nobody's voice, to measure"
     )
-    slots: int = Field(
-        4, ge=1, le=4096, description="utterances that --voice neural computes at once"
+    hidden_states: bool = Field(
+        True,
+        description="whether callers send the LLM's hidden states, as in aligned mode; without "
+        "them --voice auto takes the network only if it reads text by a table of its own",
     )
+    slots: int = Field(4, ge=1, le=4096, description="utterances that the network computes at once")
     context: int = Field(
         2048, ge=64, le=131_072, description="positions of the voice token LM for each of them"
     )

@@ -21,7 +21,7 @@ def fresh(llm: Llm, ids: Tensor) -> Tensor:
 
 def filled_cache(llm: Llm, context: int) -> LlmCache:
     """A cache whose every number is one that must never be seen."""
-    cache = LlmCache(llm.config, SLOTS, context)
+    cache = LlmCache(llm.config, SLOTS, context, llm.dtype)
     cache.keys_values.fill_(float("nan"))
     cache.hidden.fill_(float("nan"))
     return cache

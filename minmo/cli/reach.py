@@ -123,11 +123,22 @@ def _run(work: Callable[[Server], Awaitable[Result]], server: Server) -> Result:
 
 
 def ensure_weights(preset: str, *, quiet: bool = False) -> None:
-    """Fetches and prepares what a preset needs, showing how far it is. Raises WeightsError."""
-    from minmo.weights import NoProgress, ensure, shown_on
+    """Fetches and prepares what a preset needs, showing how far it is.
 
+    Raises:
+        WeightsError: it cannot be had; names all that somebody has to import first.
+    """
+    from minmo.weights import NoProgress, ensure, shown_on
+    from minmo.weights.needs import check_imported, voice_commands
+    from minmo.weights.parts import PRESETS
+
+    check_imported(preset)
     if quiet:
         ensure(preset, NoProgress())
         return
     with shown_on(sys.stderr) as progress:
         ensure(preset, progress)
+    if preset not in PRESETS and (commands := voice_commands(preset)):
+        lines = "\n  ".join(commands)
+        note = f"SVOX Pico speaks: the preset's own voice is not complete. The rest:\n  {lines}"
+        stderr().print(note, markup=False)

@@ -15,6 +15,8 @@ from minmo.stack.config import StackConfig
 from minmo.stack.process import ProcessSpec
 from minmo.stack.threads import available_cores, thread_budget, thread_variables
 from minmo.stack.triton import triton_command
+from minmo.weights import home
+from minmo.weights.parts import preset_name
 
 ServiceName = Literal["encoder", "voice_decoder", "llm", "orchestrator"]
 
@@ -22,6 +24,8 @@ _LOOPBACK = "127.0.0.1"
 # On few, busy cores PyTorch alone takes its time to load.
 _SERVICE_READY_SECONDS = 120.0
 _TRITON_READY_SECONDS = 120.0
+# Of a slow disk, which weights of gigabytes come from.
+_BYTES_PER_SECOND = 50e6
 # Variables of who starts the stack that are about its public API: the services behind it must not
 # take them for their own.
 _PUBLIC_VARIABLES = ("MINMO_TOKEN", "MINMO_TLS_", "MINMO_UPSTREAM_", "MINMO_READY_FILE")
@@ -39,6 +43,7 @@ class Plan:
 
     Raises:
         StackError: a part is missing on this machine.
+        WeightsError: there is no such preset.
     """
 
     config: StackConfig
@@ -51,15 +56,18 @@ class Plan:
     redis_url: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
+        self._preset = _absolute(self.config.preset)
+        self._load_seconds = _load_seconds(self.config.preset)
         cores = self.config.cores or available_cores()
         self._threads = thread_budget(cores)
         self._plan_redis()
         self._plan_triton()
-        for name in ("encoder", "voice_decoder"):
-            self._plan_service(name, ["--preset", self.config.preset])
+        self._plan_service("encoder", ["--preset", self._preset])
+        sends = [] if self.config.mode == "aligned" else ["--no-hidden-states"]
+        self._plan_service("voice_decoder", ["--preset", self._preset, *sends])
         self._plan_service(
             "llm",
-            ["--preset", self.config.preset, "--triton-address", self.addresses["triton"]],
+            ["--preset", self._preset, "--triton-address", self.addresses["triton"]],
             needs=["triton"],
         )
         self._plan_orchestrator()
@@ -93,7 +101,7 @@ class Plan:
         metrics_port = self.reserve() if self.config.metrics else -1
         threads = self._threads["triton"]
         command, environment = triton_command(
-            grpc_port, http_port, metrics_port, preset=self.config.preset, threads=threads
+            grpc_port, http_port, metrics_port, preset=self._preset, threads=threads
         )
         prefix = shared_memory.prefix(self.folder.name)
         command.append(f"--backend-config=python,shm-region-prefix-name={prefix}")
@@ -114,7 +122,7 @@ class Plan:
                 command=command,
                 ready=is_ready,
                 environment=self._environment("triton", threads, environment),
-                ready_seconds=_TRITON_READY_SECONDS,
+                ready_seconds=_TRITON_READY_SECONDS + self._load_seconds,
                 stop_seconds=5,
                 tidy=tidy,
             )
@@ -175,7 +183,7 @@ class Plan:
                 ready=ready.by_file(ready_file),
                 environment=self._environment(name, threads) | (secrets or {}),
                 needs=[need for need in needs if need in {spec.name for spec in self.specs}],
-                ready_seconds=_SERVICE_READY_SECONDS,
+                ready_seconds=_SERVICE_READY_SECONDS + self._load_seconds,
                 stop_seconds=5 if name == "orchestrator" else 3,
             )
         )
@@ -187,3 +195,15 @@ class Plan:
             key: value for key, value in base.items() if not key.startswith(_PUBLIC_VARIABLES)
         }
         return inherited | thread_variables(threads) | dict(self.config.variables.get(name, {}))
+
+
+def _absolute(preset: str) -> str:
+    """A preset's path as every process understands it, wherever it runs; names stay as they are."""
+    return str(Path(preset).expanduser().absolute()) if preset.endswith(".toml") else preset
+
+
+def _load_seconds(preset: str) -> float:
+    """Longest time that the preset's weights need to come from the disk."""
+    folder = home.module_folder(preset_name(preset), "")
+    sizes = (path.stat().st_size for path in folder.rglob("*.safetensors"))
+    return sum(sizes) / _BYTES_PER_SECOND

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 
 from minmo.engine.engine import Engine, EngineOptions
+from minmo.engine.prompt import TEXT_END, TURN_END
+from minmo.engine.threads import apart
 from minmo.model.llm import Llm, LlmConfig
 from minmo.settings import LlmModelSettings
 from minmo.v1 import llm_pb2
@@ -25,7 +29,7 @@ def build_engine(settings: LlmModelSettings) -> Engine:
     """
     torch.set_num_threads(settings.threads)
     folder = weights_folder(settings.preset, "llm")
-    model = load_model(folder, settings.dtype)
+    model = apart(partial(load_model, folder, settings.dtype))
     options = EngineOptions(
         stop_tokens=_stop_tokens(folder),
         slots=settings.slots,
@@ -69,5 +73,12 @@ def description_of(engine: Engine, preset: str) -> llm_pb2.GetModelResponse:
 
 
 def _stop_tokens(folder: Path) -> frozenset[int]:
-    stop = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
-    return frozenset(stop if isinstance(stop, list) else [stop])
+    """What ends an answer: what the checkpoint says, and what ends a turn or a text in ChatML.
+
+    Qwen2.5's base models stop at the end of a text only; a conversation goes on turn by turn.
+    """
+    stated = json.loads((folder / "generation_config.json").read_text()).get("eos_token_id", [])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    marks = (tokenizer.token_to_id(mark) for mark in (TURN_END, TEXT_END))
+    stop = stated if isinstance(stated, list) else [stated]
+    return frozenset({*stop, *(mark for mark in marks if mark is not None)})

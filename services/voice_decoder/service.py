@@ -23,19 +23,21 @@ class VoiceDecoderService:
     name = "voice_decoder"
 
     def __init__(self, settings: VoiceDecoderSettings) -> None:
-        # Pico's steps wait in the order in which they came, so streams take turns phrase by phrase.
-        # The neural voice's steps only wait for its engine, which says whose turn it is.
-        threads = settings.threads if settings.voice == "pico" else settings.max_streams
-        self._executor = ThreadPoolExecutor(threads, "voice")
         self._settings = settings
-        self._servicer = VoiceDecoderServicer(settings, self._executor)
+        self._servicer = VoiceDecoderServicer(settings)
         self._voices = Voices({})
+        self._executor: ThreadPoolExecutor | None = None
         self._collector: metrics.FiguresCollector | None = None
 
     async def start(self) -> None:
         """Starts the voices and lets each say something once."""
         self._voices = await asyncio.to_thread(load_voices, self._settings)
-        self._servicer.voices = self._voices.by_name
+        # Pico's steps wait in the order in which they came, so streams take turns phrase by phrase.
+        # The neural voice's steps only wait for its engine, which says whose turn it is.
+        is_neural = self._voices.engine is not None
+        threads = self._settings.max_streams if is_neural else self._settings.threads
+        self._executor = ThreadPoolExecutor(threads, "voice")
+        self._servicer.voices, self._servicer.executor = self._voices.by_name, self._executor
         await asyncio.to_thread(self._voices.warm_up)
         if self._voices.engine is not None:
             self._collector = metrics.FiguresCollector(
@@ -55,17 +57,20 @@ class VoiceDecoderService:
         await asyncio.to_thread(self._voices.close)
         if self._collector is not None:
             self._collector.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 class VoiceDecoderServicer(voice_decoder_pb2_grpc.VoiceDecoderServiceServicer):
     """Makes a `DecodeStream` of each call."""
 
-    def __init__(self, settings: VoiceDecoderSettings, executor: ThreadPoolExecutor) -> None:
+    executor: ThreadPoolExecutor
+    """Where voices compute; set before the first call is let in."""
+
+    def __init__(self, settings: VoiceDecoderSettings) -> None:
         self.voices: dict[str, Voice] = {}
         """By name, the default first; set before the first call is let in."""
         self._settings = settings
-        self._executor = executor
 
     # The stub knows generators only; a coroutine that writes can put a deadline on its writes.
     async def Decode(  # type: ignore[override]  # noqa: N802
@@ -74,5 +79,5 @@ class VoiceDecoderServicer(voice_decoder_pb2_grpc.VoiceDecoderServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
         """Speaks one utterance; the proto says how."""
-        stream = DecodeStream(self._settings, self.voices, self._executor, context.write)
+        stream = DecodeStream(self._settings, self.voices, self.executor, context.write)
         await stream.run(request_iterator)

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+import structlog
+
 from minmo.engine.pico import PicoVoice
+from minmo.engine.threads import apart
 from minmo.engine.voice import Voice
 from minmo.rpc.server import StartError
 from minmo.settings import VoiceDecoderSettings
+from minmo.weights import home
 from minmo.weights.errors import WeightsError
+from minmo.weights.load import weights_folder
+from minmo.weights.needs import missing_for_voice, voice_reads_text
+from minmo.weights.parts import preset_name
+from minmo.weights.speakers import DEFAULT, speaker_files
 
 if TYPE_CHECKING:
     import torch
 
+    from minmo.engine.prompt import ChatFormat
     from minmo.engine.voice_decoder.engine import VoiceEngine
     from minmo.engine.voice_decoder.modules import VoiceModules
-    from minmo.engine.voice_decoder.speaker import Speaker
+    from minmo.model.speaker import Speaker
+
+log = structlog.get_logger(__name__)
 
 _EMBEDDINGS = "model.embed_tokens.weight"
 
@@ -33,9 +45,11 @@ class Voices:
         self.engine = engine
 
     def warm_up(self) -> None:
-        """Lets each say something once."""
+        """Lets them say something once; those that share an engine need one of them for it."""
         for voice in self.by_name.values():
             voice.warm_up()
+            if self.engine is not None:
+                break
 
     def close(self) -> None:
         """Ends what they run; also a step that is stuck."""
@@ -49,13 +63,30 @@ def load_voices(settings: VoiceDecoderSettings) -> Voices:
     """Loads what the settings choose.
 
     Raises:
-        StartError: there is no such preset, its voice is not here, or the speaker's file cannot be
+        StartError: there is no such preset, its voice is not here, or a speaker's file cannot be
             used; says what to do.
     """
-    if settings.voice == "pico":
-        pico: Voice = PicoVoice(settings.threads)
-        return Voices({pico.name: pico})
-    return _neural(settings)
+    try:
+        if _is_neural(settings):
+            return _neural(settings)
+    except WeightsError as error:
+        raise StartError(str(error)) from error
+    pico: Voice = PicoVoice(settings.threads)
+    return Voices({pico.name: pico})
+
+
+def _is_neural(settings: VoiceDecoderSettings) -> bool:
+    if settings.voice != "auto":
+        return settings.voice == "neural"
+    if settings.speaker is not None or settings.random_weights:
+        return True
+    missing = missing_for_voice(settings.preset)
+    reason = f"the network lacks {', '.join(missing)}" if missing else ""
+    if not missing and not settings.hidden_states and not voice_reads_text(settings.preset):
+        reason = "the network reads hidden states, which nobody sends"
+    if reason:
+        log.info("Pico speaks", preset=settings.preset, reason=reason)
+    return not reason
 
 
 def _neural(settings: VoiceDecoderSettings) -> Voices:
@@ -75,24 +106,56 @@ def _neural(settings: VoiceDecoderSettings) -> Voices:
         max_wait_seconds=settings.slot_deadline_seconds,
     )
     try:
-        speaker = _speaker(settings)
-        engine = VoiceEngine(_modules(settings), options)
-        voice: Voice = NeuralVoice(engine, speaker)
-    except (PresetError, WeightsError, ValueError) as error:
+        speakers = _speakers(settings)
+        engine = VoiceEngine(apart(partial(_modules, settings)), options)
+        spelling = None if engine.modules.semantic else _spelling(settings.preset)
+        voices: dict[str, Voice] = {
+            speaker.name: NeuralVoice(engine, speaker, spelling=spelling) for speaker in speakers
+        }
+    except (PresetError, ValueError) as error:
         raise StartError(str(error)) from error
     engine.start()
-    return Voices({voice.name: voice}, engine)
+    return Voices(voices, engine)
 
 
-def _speaker(settings: VoiceDecoderSettings) -> Speaker:
-    from minmo.engine.voice_decoder.speaker import SpeakerError, load_speaker, random_speaker
+def _speakers(settings: VoiceDecoderSettings) -> list[Speaker]:
+    """Who can be spoken as, the default first."""
+    from minmo.model.speaker import SpeakerError, random_speaker
     from minmo.presets import load_preset
+    from minmo.weights.speaker_file import load_speaker
 
     if settings.speaker is not None:
-        return load_speaker(settings.speaker)
+        return [load_speaker(settings.speaker)]
     if settings.random_weights:
-        return random_speaker(load_preset(settings.preset).flow_matching.speaker_width)
-    raise SpeakerError("--voice neural needs --speaker, the file of who speaks")
+        return [random_speaker(load_preset(settings.preset).flow_matching.speaker_width)]
+    name = preset_name(settings.preset)
+    paths = speaker_files(name)
+    if not paths:
+        raise SpeakerError(
+            f"the network needs to know who speaks: there is no file in "
+            f"{home.speakers_folder(name)}; run `minmo weights import spk2info.pt --preset "
+            f"{settings.preset}`, or give a speaker's file with --speaker"
+        )
+    found: dict[str, Speaker] = {}
+    for path in paths:
+        speaker = load_speaker(path)
+        if speaker.name in found:
+            raise SpeakerError(
+                f"{path} is a second speaker called {speaker.name!r}; delete one of them"
+            )
+        found[speaker.name] = speaker
+    # By the names that callers use: a file may have been given another.
+    return sorted(found.values(), key=lambda speaker: (speaker.name != DEFAULT, speaker.name))
+
+
+def _spelling(preset: str) -> ChatFormat | None:
+    """The tokenizer that text without token ids is written with, where the LLM's is here."""
+    from minmo.engine.prompt import ChatFormat
+
+    try:
+        return ChatFormat.from_folder(weights_folder(preset, "llm"))
+    except WeightsError:
+        return None
 
 
 def _modules(settings: VoiceDecoderSettings) -> VoiceModules:
@@ -132,7 +195,6 @@ def _llm_embeddings(preset: str) -> torch.Tensor:
     """
     from safetensors import safe_open
 
-    from minmo.weights.load import weights_folder
     from minmo.weights.reading import weights_files
 
     folder = weights_folder(preset, "llm")
@@ -141,4 +203,4 @@ def _llm_embeddings(preset: str) -> torch.Tensor:
             if _EMBEDDINGS in file.keys():  # noqa: SIM118 - no mapping
                 table: torch.Tensor = file.get_tensor(_EMBEDDINGS)
                 return table
-    raise WeightsError(f"{folder} holds no tensor {_EMBEDDINGS!r}, which --voice neural reads")
+    raise WeightsError(f"{folder} holds no tensor {_EMBEDDINGS!r}, which the voice reads")

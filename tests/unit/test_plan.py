@@ -10,6 +10,8 @@ import pytest
 from minmo.stack import StackConfig
 from minmo.stack.plan import Plan
 from minmo.stack.process import ProcessSpec
+from minmo.weights import home
+from tests.unit.tiny_presets import write_preset
 
 
 def plan(folder: Path, **values: object) -> tuple[Plan, dict[str, ProcessSpec]]:
@@ -91,3 +93,38 @@ def test_without_metrics_no_port_serves_them(tmp_path: Path) -> None:
     assert planned.metrics_urls == {}
     assert value(specs["encoder"], "--metrics-port") == "-1"
     assert "--allow-metrics=false" in specs["triton"].command
+
+
+def test_every_process_finds_a_preset_that_was_given_by_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_preset(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    _, specs = plan(tmp_path, preset="tiny.toml")
+    path = str(tmp_path / "tiny.toml")
+    assert [value(specs[name], "--preset") for name in ("encoder", "voice_decoder", "llm")] == (
+        [path] * 3
+    )
+    assert specs["triton"].environment["MINMO_LLM_PRESET"] == path
+
+
+def test_large_weights_have_time_to_come_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINMO_HOME", str(tmp_path))
+    _, specs = plan(tmp_path, triton_address="elsewhere:8001")
+    before = specs["encoder"].ready_seconds
+    folder = home.module_folder("mini", "llm")
+    folder.mkdir(parents=True)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(5_000_000_000)
+    _, specs = plan(tmp_path, triton_address="elsewhere:8001")
+    assert specs["encoder"].ready_seconds == before + 100
+
+
+def test_the_voice_is_told_whether_hidden_states_come(tmp_path: Path) -> None:
+    flags = [
+        "--no-hidden-states" in plan(tmp_path, mode=mode)[1]["voice_decoder"].command
+        for mode in ("cascade", "aligned")
+    ]
+    assert flags == [True, False]
