@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from tokenizers import Tokenizer
 
 from minmo.engine.engine import Engine, EngineOptions
 from minmo.engine.prompt import TEXT_END, TURN_END
+from minmo.engine.runner import TurnPredictor
 from minmo.engine.threads import apart
+from minmo.model.duplex_predictor import DuplexPredictor
 from minmo.model.llm import Llm, LlmConfig
 from minmo.settings import LlmModelSettings
 from minmo.v1 import llm_pb2
+from minmo.weights.errors import AbsentWeightsError
 from minmo.weights.load import load_state_dict, read_config, weights_folder
+from minmo.weights.modules import load_module
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -24,6 +29,7 @@ def build_engine(settings: LlmModelSettings) -> Engine:
     """Loads the LLM of a preset and gives it an engine, not started yet.
 
     Raises:
+        PresetError: there is no such preset.
         WeightsError: the weights are missing or damaged.
         ValueError: the settings or the weights do not fit this decoder.
     """
@@ -38,7 +44,17 @@ def build_engine(settings: LlmModelSettings) -> Engine:
         max_pending=settings.max_pending,
         idle_seconds=settings.idle_seconds,
     )
-    return Engine(model, options)
+    return Engine(model, options, _predictor(settings))
+
+
+def _predictor(settings: LlmModelSettings) -> TurnPredictor | None:
+    """The full-duplex predictor, where it has been trained."""
+    _, device = compute_kind(settings.dtype)
+    try:
+        module = load_module(settings.preset, "duplex_predictor", device=device)
+    except AbsentWeightsError:
+        return None
+    return cast("DuplexPredictor", module).probabilities
 
 
 def compute_kind(dtype: str = "auto") -> tuple[torch.dtype, str]:
