@@ -187,6 +187,8 @@ class Scheduler:
                 self._fail(sequence, SpeakingError(token.message))
                 continue
             sequence.finish_reading(reading, token)
+            if sequence.first_chunk_ready is None and sequence.has_chunk:
+                sequence.first_chunk_ready = self._clock()
             if sequence.ran_away:
                 log.warning("speech was ended after %d tokens: no end came", sequence.spoken)
             self._finish_if_silent(sequence)

@@ -118,6 +118,7 @@ class SpeechSequence:
         slot: which slot it holds; -1 if none.
         opened: seconds, when it came.
         last_used: seconds, when its caller was last heard of.
+        first_chunk_ready: seconds, when there was speech for its first chunk; None before.
         callers: that wait for audio now.
         ran_away: whether its speech was ended because its end did not come.
         error: why it failed, if it did.
@@ -138,6 +139,7 @@ class SpeechSequence:
         self.state = State.WAITING
         self.slot = -1
         self.opened = self.last_used = now
+        self.first_chunk_ready: float | None = None
         self.callers = 0
         self.ran_away = False
         self.error: Exception | None = None
