@@ -3,6 +3,10 @@
 Two Transformer layers and one convolution that halves the rate, as in the paper (Table 1).
 Attention looks back only, over a bounded number of frames, and the convolution is causal, so a
 stream that gets its frames piece by piece makes exactly what the whole clip makes.
+
+Where it has letters, a frame first says which letter is heard in it, and the layers read that
+together with the frame (self-conditioned connectionist temporal classification, Nozaki and Komatsu,
+2021): words that are rare are spelled, not guessed.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ class InputProjectorConfig:
         left_context: frames before its own that a frame attends to in each layer.
         kernel_size: frames that the convolution sees, the last `stride` of them its own.
         stride: frames for each speech embedding.
+        letters: classes of the letter head, without its blank; 0 for none.
     """
 
     input_width: int
@@ -50,6 +55,7 @@ class InputProjectorConfig:
     left_context: int = 84
     kernel_size: int = 4
     stride: int = 2
+    letters: int = 0
 
 
 @dataclass
@@ -81,6 +87,10 @@ class InputProjector(nn.Module):
         self.in_proj: nn.Module = nn.Identity()
         if config.width != config.input_width:
             self.in_proj = nn.Linear(config.input_width, config.width)
+        self.letter_head: nn.Linear | None = None
+        if config.letters:
+            self.letter_head = nn.Linear(config.width, config.letters + 1)
+            self.letter_proj = nn.Linear(config.letters + 1, config.width, bias=False)
         self._layers = [
             CausalTransformerLayer(
                 config.width, config.heads, config.mlp_width, config.left_context
@@ -92,6 +102,23 @@ class InputProjector(nn.Module):
             config.width, config.output_width, config.kernel_size, stride=config.stride
         )
         self.norm = nn.LayerNorm(config.output_width)
+
+    def letters(self, frames: Tensor) -> Tensor:
+        """Scores of the letter heard in each frame, before they are normalised.
+
+        Args:
+            frames: `[batch, frames, input_width]`.
+
+        Returns:
+            `[batch, frames, letters + 1]`, the last class is the blank; for `recognition_loss`.
+
+        Raises:
+            ValueError: the projector has no letters.
+        """
+        if self.letter_head is None:
+            raise ValueError("this projector has no letters: its preset says letters = 0")
+        scores: Tensor = self.letter_head(self.in_proj(frames))
+        return scores
 
     def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Projects whole clips.
@@ -109,7 +136,7 @@ class InputProjector(nn.Module):
         count = frames.shape[1] // config.stride
         if lengths is not None:
             frames = _cleared(frames, lengths)
-        hidden = self.in_proj(frames)
+        hidden = self._enter(frames)
         for layer in self._layers:
             hidden = layer(hidden)
         padded = F.pad(
@@ -148,7 +175,7 @@ class InputProjector(nn.Module):
         length, position = frames.shape[1], state.position.clone()
         in_sight = context_positions(position, lengths, config.left_context, length)
         mask = band_mask(frame_positions(position, length), in_sight, config.left_context)
-        hidden = self.in_proj(_cleared(frames, lengths))
+        hidden = self._enter(_cleared(frames, lengths))
         for layer, layer_state in zip(self._layers, state.layers, strict=True):
             hidden = layer.step(hidden, lengths, mask, layer_state)
         joined, tail = advance(state.tail, hidden, lengths)
@@ -158,6 +185,15 @@ class InputProjector(nn.Module):
         windows = self._windows(joined, position % config.stride, count)
         counts = (position + lengths) // config.stride - position // config.stride
         return self._downsample(windows, count), counts
+
+    def _enter(self, frames: Tensor) -> Tensor:
+        """What the first layer reads, `[batch, frames, width]`."""
+        hidden: Tensor = self.in_proj(frames)
+        if self.letter_head is None:
+            return hidden
+        heard = self.letter_head(hidden).softmax(-1)
+        conditioned: Tensor = hidden + self.letter_proj(heard)
+        return conditioned
 
     def _windows(self, joined: Tensor, waiting: Tensor, count: int) -> Tensor:
         """What the convolution sees of each slot.

@@ -1,35 +1,54 @@
-"""The recognition head: the user's words from speech embeddings, for people to read.
+"""The recognition head: which piece of text is heard in a speech embedding.
 
-Connectionist temporal classification (Graves et al., 2006) over the LLM's own vocabulary: a speech
-embedding is compared with the rows of the LLM's embedding table, which stays frozen, so that little
-is trained and embeddings are drawn to what the LLM reads anyway.
+Connectionist temporal classification (Graves et al., 2006) over pieces of the LLM's vocabulary. It
+has two uses: the user's words for people to read, and what the LLM reads. The rows of the LLM's
+embedding table, weighted by how likely each piece is, lie where the LLM expects text, and what the
+classes don't say, how it was spoken, is added from the speech embedding itself.
+
+A piece is recognised by a key that is made of its spelling, so pieces that training never heard can
+be recognised too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minmo.model.spelling import LONGEST_SPELLING, SpellingEncoder
 from minmo.model.streaming import SlotState, is_there
+
+_INITIAL_DEVIATION = 0.003
+_INITIAL_BLANK = 8.0
+_CANDIDATES = 8
+"""Pieces that a mixture is made of: the likeliest; the rest of a vocabulary weighs next to
+nothing."""
+
+_TOGETHER = 1024
+"""Pieces whose keys are made at once for inference: a vocabulary's would take a lot of memory."""
 
 
 @dataclass(frozen=True)
 class RecognitionHeadConfig:
-    """Sizes of the recognition head, which follow from the LLM's.
+    """Sizes of the recognition head; width and vocabulary follow from the LLM's.
 
     Attributes:
         vocabulary_size: rows of the LLM's embedding table.
         width: channels of them, and of a speech embedding.
         pieces: how many of the rows may be recognised.
+        spelling_width: inner channels of what makes keys of spellings.
+        key_width: channels of a key.
     """
 
     vocabulary_size: int
     width: int
     pieces: int
+    spelling_width: int = 128
+    key_width: int = 192
 
 
 class Pieces(NamedTuple):
@@ -60,46 +79,99 @@ class RecognitionState(SlotState):
 
 
 class RecognitionHead(nn.Module):
-    """Log probabilities of a vocabulary's pieces and of the blank.
+    """Log probabilities of a vocabulary's pieces and of the blank, and mixtures of its rows.
 
     Class i is piece i; the last class is the blank.
 
     Args:
-        table: `[vocabulary, width]`, the LLM's embedding table; kept as it is, not trained, not
-            part of the state dict.
-        pieces: `[count]`, int64, token ids that may be recognised, each once; all if None, and
-            then the table's memory is shared.
+        config: its sizes.
+        rows: `[pieces, width]`, the pieces' rows of the LLM's embedding table; kept as they are,
+            not trained, not part of the state dict.
+        pieces: `[pieces]`, int64, their token ids, each once; 0, 1, ... if None.
+        spellings: `[pieces, LONGEST_SPELLING]`, uint8, of `spellings_of`; zeros if None.
     """
 
     pieces: Tensor
+    spellings: Tensor
     rows: Tensor
-    row_scales: Tensor
 
-    def __init__(self, table: Tensor, pieces: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: RecognitionHeadConfig,
+        rows: Tensor,
+        pieces: Tensor | None = None,
+        spellings: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        vocabulary, width = table.shape
+        count, width = rows.shape
+        if (count, width) != (config.pieces, config.width):
+            raise ValueError(
+                f"rows are {count} x {width}; the head has {config.pieces} pieces of width "
+                f"{config.width}"
+            )
         if pieces is None:
-            rows, pieces = table, torch.arange(vocabulary, device=table.device)
-        else:
-            rows = table.index_select(0, pieces)
-        self.width = width
-        self.blank = len(rows)
+            pieces = torch.arange(count, device=rows.device)
+        if spellings is None:
+            shape = (count, LONGEST_SPELLING)
+            spellings = torch.zeros(shape, dtype=torch.uint8, device=rows.device)
+        self.config = config
+        self.blank = count
         self.register_buffer("pieces", pieces)
+        self.register_buffer("spellings", spellings)
         self.register_buffer("rows", rows.detach(), persistent=False)
-        # Rows differ in length by how rare a token is, which says nothing about its sound.
-        scales = torch.empty(self.blank, device=table.device)
-        if not table.is_meta:  # there is nothing to measure there, and it takes seconds of imports
-            lengths = torch.linalg.vector_norm(self.rows, dim=-1, dtype=torch.float32)
-            scales = lengths.clamp(min=1e-6).reciprocal()
-        self.register_buffer("row_scales", scales, persistent=False)
         self.norm = nn.LayerNorm(width)
-        self.scale = nn.Parameter(torch.ones(()))
-        self.blank_row = nn.Parameter(torch.zeros(width))
-        self.bias = nn.Parameter(torch.zeros(self.blank + 1))
+        self.query_proj = nn.Linear(width, config.key_width)
+        # All pieces start about alike, and the blank likelier than any: most of a clip holds none.
+        nn.init.normal_(self.query_proj.weight, std=_INITIAL_DEVIATION)
+        self.spelling = SpellingEncoder(config.spelling_width, config.key_width)
+        self.key_norm = nn.LayerNorm(config.key_width)
+        self.bias = nn.Parameter(torch.zeros(count))
+        self.blank_proj = nn.Linear(width, 1)
+        nn.init.constant_(self.blank_proj.bias, _INITIAL_BLANK)
+        # How it was spoken comes to what was said as training finds it useful.
+        self.residual_scale = nn.Parameter(torch.full((width,), 1e-3))
+        self._kept_keys: Tensor | None = None
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """`[batch, frames, width]` to log probabilities `[batch, frames, pieces + 1]`, float32."""
-        return self._scores(embeddings).log_softmax(-1)
+    @property
+    def width(self) -> int:
+        """Channels of a speech embedding."""
+        return self.config.width
+
+    def forward(self, embeddings: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Log probabilities of what is heard in each embedding.
+
+        Args:
+            embeddings: `[batch, frames, width]`.
+            classes: `[n]`, the only pieces to compare with, as training does: a vocabulary has
+                many more than a batch of clips, and a sample of the others stands for them.
+
+        Returns:
+            `[batch, frames, pieces + 1]`, or `[batch, frames, n + 1]`, float32; the last is the
+            blank.
+        """
+        return self._scores(embeddings, classes).log_softmax(-1)
+
+    def mixtures(
+        self, embeddings: Tensor, log_probabilities: Tensor, classes: Tensor | None = None
+    ) -> Tensor:
+        """What the LLM reads for each embedding, if it holds a piece at all.
+
+        Args:
+            embeddings: `[batch, frames, width]`.
+            log_probabilities: what `forward` gave of them.
+            classes: that `forward` was given.
+
+        Returns:
+            `[batch, frames, width]`: the rows of the likeliest pieces, weighted, and a share of
+            the embedding.
+        """
+        heard = log_probabilities[..., :-1]
+        best, places = heard.topk(min(_CANDIDATES, heard.shape[-1]), dim=-1)
+        numbers = places if classes is None else classes[places]
+        weights = best.softmax(-1).to(self.rows.dtype)
+        words = (weights[..., None] * self.rows[numbers]).sum(-2)
+        mixed: Tensor = words + self.residual_scale * self.norm(embeddings)
+        return mixed
 
     def classes(self, tokens: Tensor) -> Tensor:
         """Classes of token ids, in any shape; the targets of `recognition_loss`.
@@ -167,12 +239,51 @@ class RecognitionHead(nn.Module):
         rows = zip(tokens.tolist(), counts.tolist(), strict=True)
         return [row[:count] for row, count in rows]
 
-    def _scores(self, embeddings: Tensor) -> Tensor:
-        """Scores `[batch, frames, pieces + 1]`, float32, before they are normalised."""
+    def _scores(self, embeddings: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Scores `[batch, frames, classes + 1]`, float32, before they are normalised."""
         normed = self.norm(embeddings)
-        found = F.linear(normed.to(self.rows), self.rows).float() * self.row_scales.float()
-        blank = F.linear(normed, self.blank_row[None]).float()
-        return torch.cat((found * self.scale, blank), dim=-1) + self.bias
+        bias = self.bias if classes is None else self.bias[classes]
+        found = F.linear(self.query_proj(normed), self._keys(classes), bias)
+        return torch.cat((found, self.blank_proj(normed)), dim=-1).float()
+
+    def _keys(self, classes: Tensor | None) -> Tensor:
+        """Keys of pieces, `[pieces, key_width]`; once they no longer change they are kept."""
+        frozen = not self.training and not self.bias.requires_grad
+        if frozen and self._kept_keys is not None:
+            return self._kept_keys if classes is None else self._kept_keys[classes]
+        if frozen and classes is None:
+            # Gradients must still pass to embeddings, which no tensor of inference mode allows.
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept_keys = self._all_keys()
+            return self._kept_keys
+        return self._made_keys(self.spellings if classes is None else self.spellings[classes])
+
+    def _all_keys(self) -> Tensor:
+        """Keys of all pieces; those of like length together, which spares most of the work."""
+        order = (self.spellings > 0).sum(1).argsort()
+        parts = [self._made_keys(self.spellings[part]) for part in torch.split(order, _TOGETHER)]
+        sorted_keys = torch.cat(parts)
+        return torch.empty_like(sorted_keys).index_copy_(0, order, sorted_keys)
+
+    def _made_keys(self, spellings: Tensor) -> Tensor:
+        keys: Tensor = self.key_norm(self.spelling(spellings))
+        return keys
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the module to training or to inference; what was kept is of older weights."""
+        self._kept_keys = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves or casts it: kept keys are where, and of the type, that it was before."""
+        self._kept_keys = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Loads weights, of which kept keys are not made."""
+        self._kept_keys = None
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 def recognition_loss(

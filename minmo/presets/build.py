@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minmo.model.duplex_predictor import DuplexPredictor
 from minmo.model.flow_matching import FlowMatching
@@ -17,6 +17,7 @@ from minmo.model.output_projector import OutputProjector
 from minmo.model.recognition_head import RecognitionHead
 from minmo.model.speaker_embedding import SpeakerEmbedding
 from minmo.model.speech_tokenizer import SpeechTokenizer
+from minmo.model.spelling import LONGEST_SPELLING
 from minmo.model.vocoder import Vocoder
 from minmo.model.voice_encoder import build_voice_encoder
 from minmo.model.voice_token_lm import VoiceTokenLm
@@ -26,6 +27,8 @@ from minmo.presets.preset import MODULES, Preset
 from minmo.presets.table import similar
 
 _TABLE_DEVIATION = 0.02
+# Four letters number half a million pieces; as in `spellings_of`, "a" is the 66th character.
+_PLACES, _LETTERS, _FIRST_LETTER = 4, 26, 66
 
 
 def modules_of(preset: Preset) -> tuple[str, ...]:
@@ -77,9 +80,19 @@ def _recognizer(preset: Preset) -> nn.Module:
 
 def _recognition_head(preset: Preset) -> nn.Module:
     config = preset.recognition_head
-    # Stands in for the LLM's table, whose rows are no part of the module's weights.
-    table = torch.empty(config.pieces, config.width)
-    return RecognitionHead(nn.init.normal_(table, std=_TABLE_DEVIATION))
+    # Stand in for rows of the LLM's table, which are no part of the module's weights.
+    rows = nn.init.normal_(torch.empty(config.pieces, config.width), std=_TABLE_DEVIATION)
+    return RecognitionHead(config, rows, spellings=_numbered(config.pieces))
+
+
+def _numbered(pieces: int) -> Tensor:
+    """Spellings `[pieces, LONGEST_SPELLING]` of pieces that are not known: each has its own."""
+    spellings = torch.zeros(pieces, LONGEST_SPELLING, dtype=torch.uint8)
+    numbers = torch.arange(pieces)
+    for place in range(_PLACES):
+        spellings[:, place] = numbers % _LETTERS + _FIRST_LETTER
+        numbers = numbers // _LETTERS
+    return spellings
 
 
 _BUILDERS: dict[str, Callable[[Preset], nn.Module]] = {

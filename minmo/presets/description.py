@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from torch import nn
@@ -13,6 +13,7 @@ from minmo.presets.paper import (
     COMPARED_WITH_PAPER,
     MINI_FILES_MB,
     MINI_PARAMETERS,
+    MINI_PIECES,
     PRETRAINED,
     SUM,
     TABLE_1,
@@ -20,7 +21,8 @@ from minmo.presets.paper import (
 from minmo.presets.preset import Preset
 from minmo.presets.rates import HEARD_SAMPLES_HZ, SPEECH_TOKENS_HZ, frame_rate_hz, mel_rate_hz
 
-_FLOAT16_BYTES = 2
+# What a number takes in the files that people download: float16, and int32 for token ids.
+_FLOAT_BYTES, _WHOLE_BYTES = 2, 4
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,15 @@ class Description:
 
 def describe(preset: Preset) -> Description:
     """Builds every module, without memory for its weights, and counts."""
-    counted = {}
+    mini = preset.name == "mini"
+    if mini and preset.recognition_pieces is None:
+        preset = replace(preset, recognition_pieces=MINI_PIECES)
+    counted, file_bytes = {}, {}
     for name in modules_of(preset):
         with SizesOnly():
-            counted[name] = _parameters(build_module(preset, name))
+            module = build_module(preset, name)
+        counted[name] = _parameters(module)
+        file_bytes[name] = _file_bytes(module)
     compared = preset.name == COMPARED_WITH_PAPER
     modules = tuple(
         _module(preset, name, parameters, compared) for name, parameters in counted.items()
@@ -125,12 +132,21 @@ def describe(preset: Preset) -> Description:
         modules=modules,
         total=_total(counted, compared),
         streams=_streams(preset),
-        limits=_limits(counted) if preset.name == "mini" else (),
+        limits=_limits(counted, file_bytes) if mini else (),
     )
 
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _file_bytes(module: nn.Module) -> int:
+    """What its tensors take in a file: floating-point numbers in 2 bytes, others in 4 at most."""
+    return sum(
+        tensor.numel()
+        * (_FLOAT_BYTES if tensor.is_floating_point() else min(tensor.element_size(), _WHOLE_BYTES))
+        for tensor in module.state_dict().values()
+    )
 
 
 def _module(preset: Preset, name: str, parameters: int, compared: bool) -> ModuleDescription:
@@ -181,7 +197,7 @@ def _explained(preset: Preset, name: str) -> tuple[str, str, str]:
             f"[batch, embeddings, {projector.output_width}]",
         ),
         "recognition_head": (
-            "the user's words; rows of the LLM",
+            "pieces of text heard; rows of the LLM",
             f"[batch, embeddings, {head.width}]",
             f"[batch, embeddings, {head.pieces + 1}]",
         ),
@@ -246,10 +262,10 @@ def _streams(preset: Preset) -> tuple[Stream, ...]:
     )
 
 
-def _limits(counted: dict[str, int]) -> tuple[Limit, ...]:
+def _limits(counted: dict[str, int], file_bytes: dict[str, int]) -> tuple[Limit, ...]:
     own = sum(count for name, count in counted.items() if name not in PRETRAINED)
     limits = [Limit("trained modules", own / 1e6, MINI_PARAMETERS / 1e6, "M parameters")]
     for name, (modules, limit) in MINI_FILES_MB.items():
-        size = sum(counted[module] for module in modules) * _FLOAT16_BYTES
+        size = sum(file_bytes[module] for module in modules)
         limits.append(Limit(f"{name} file", size / 1e6, limit, "MB in float16"))
     return tuple(limits)

@@ -8,6 +8,7 @@ from typing import Any
 
 from minmo.model.features import KaldiFbank
 from minmo.model.sense_voice_encoder import SenseVoiceEncoderConfig
+from minmo.model.spelling import LETTERS
 from minmo.model.vocoder import VocoderConfig
 from minmo.model.whisper_encoder import WhisperEncoderConfig
 from minmo.presets.errors import Problem
@@ -114,6 +115,9 @@ def _across(configs: Mapping[str, Any]) -> Iterator[Problem]:
     if projector.kernel_size < projector.stride:
         expected = f"at least input_projector.stride, {projector.stride}, or frames are lost"
         yield Problem("input_projector.kernel_size", expected, str(projector.kernel_size))
+    if projector.letters not in (0, len(LETTERS)):
+        expected = f"{len(LETTERS)}, the letters that speech is spelled with, or 0 for none"
+        yield Problem("input_projector.letters", expected, str(projector.letters))
     if flow.encoder_width % 2:
         expected = "an even number, for sines and cosines"
         yield Problem("flow_matching.encoder_width", expected, str(flow.encoder_width))

@@ -52,9 +52,11 @@ COMPARED_WITH_PAPER = "8b"
 MINI_PARAMETERS = 30_000_000
 """All that `mini` trains itself: every module but the pretrained ones."""
 PRETRAINED = ("voice_encoder", "recognizer", "llm")
+MINI_PIECES = 16_000
+"""Pieces that `mini`'s recognition head is counted with: about as many as training chooses."""
 MINI_FILES_MB = {
     "listening": (("voice_encoder", "input_projector", "recognition_head"), 22),
     "speaking": (("output_projector", "voice_token_lm", "flow_matching", "vocoder"), 24),
     "duplex": (("duplex_predictor",), 2),
 }
-"""Files in float16 that people download: the modules in each, and the limit in megabytes."""
+"""Files that people download, in float16: the modules in each, and the limit in megabytes."""

@@ -64,6 +64,7 @@ _MAY_BE_ZERO = frozenset(
     {
         "left_blocks",
         "left_context",
+        "letters",
         "look_ahead_tokens",
         "look_ahead",
         "harmonics",

@@ -7,6 +7,9 @@ SHARED_FOLDER = {"recognizer": "voice_encoder"}
 """Modules that may lie in the folder of another, as the other half of a published checkpoint."""
 
 
+ALIGNED = "aligned"
+"""Beside the folders of a preset's modules: those that were trained together to listen."""
+
 SPEAKERS = "speakers"
 """Beside the folders of a preset's modules: a file for each voice that it can speak with."""
 
@@ -24,6 +27,11 @@ def downloads() -> Path:
 def module_folder(preset: str, module: str) -> Path:
     """Return the folder of one module's prepared weights; it need not exist."""
     return home() / "weights" / preset / module
+
+
+def aligned_folder(preset: str) -> Path:
+    """Return the folder of the modules that a preset's own training taught to listen."""
+    return home() / "weights" / preset / ALIGNED
 
 
 def speakers_folder(preset: str) -> Path:

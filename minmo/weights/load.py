@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minmo.weights import home
+from minmo.weights.aligned import ONLY_ALIGNED, aligned_folder, aligned_set
 from minmo.weights.errors import AbsentWeightsError, WeightsError
 from minmo.weights.folder import is_whole, read_manifest
 from minmo.weights.parts import packaged_parts, preset_name
@@ -65,6 +66,8 @@ def _module_folder(preset: "str | Preset", name: str, module: str) -> tuple[Path
             return halves, _fetch_command(name, shared)
         if manifest is None and halves.exists():
             return halves, f"import {shared} again"
+    if module in ONLY_ALIGNED and not own.exists() and aligned_set(preset) is not None:
+        return aligned_folder(preset, module), "train it again"
     command = f"run `minmo weights import FOLDER --preset {name} --module {module}`, or train it"
     return own, command
 

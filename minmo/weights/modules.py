@@ -17,6 +17,7 @@ from minmo.model.llm import random_llm
 from minmo.model.packed import pack_linears
 from minmo.model.recognition_head import RecognitionHead
 from minmo.presets import (
+    NothingDrawn,
     Preset,
     build_module,
     check_module,
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 _CONVERTER_VERSION = 1
 _READ_FROM_HALF = ("llm", "voice_token_lm")
+_PIECES = "pieces"
 # How a module is run may change after training; what it computes may not.
 _RUNTIME = frozenset({"max_context", "max_tokens", "solver_steps", "guidance", "guidance_dropout"})
 
@@ -60,7 +62,8 @@ def load_module(
     Args:
         preset: its name, the path of its TOML file, or itself.
         name: of the module.
-        folder: with the weights; None for where they were prepared or imported.
+        folder: with the weights; None for where they were prepared or imported. The modules that
+            it was trained against are looked for beside it first.
         dtype: of computation.
         device: where to compute.
 
@@ -191,6 +194,9 @@ def write_module(
     if isinstance(module, RecognitionHead):
         preset = replace(preset, recognition_pieces=module.blank)
     state = {key: _stored(tensor, dtype) for key, tensor in stored_state(preset, name, module)}
+    if isinstance(module, RecognitionHead):
+        # A vocabulary is not so large that token ids need more.
+        state[_PIECES] = state[_PIECES].int()
     if lines := list(differences(name, stored_tensors(preset, name), state)):
         raise WeightsError(
             f"the module is not {name} of preset {preset.name!r}:\n  " + "\n  ".join(lines)
@@ -229,7 +235,8 @@ def check_trained_against(
     Args:
         preset: the preset.
         name: of the module.
-        folder: with its weights; None for where `load_module` finds them.
+        folder: with its weights; None for where `load_module` finds them. Another module that
+            lies beside it, as in a set that was trained together, is the one that is meant.
 
     Returns:
         Modules that it was trained against and that are not here, so that nobody can compare: a
@@ -247,7 +254,8 @@ def check_trained_against(
             absent.append(other)
             continue
         try:
-            found = module_sha256(preset, other)
+            where = _in_set(preset, other, folder) or weights_folder(preset, other)
+            found = module_sha256(preset, other, where)
         except AbsentWeightsError:
             absent.append(other)
             continue
@@ -259,14 +267,21 @@ def check_trained_against(
         if found != expected:
             raise WeightsError(
                 f"{name} in {folder} was trained against another {other}: expected sha256 "
-                f"{expected}, found {found} in {weights_folder(preset, other)}; bring back that "
-                f"{other}, or train {name} again with this one"
+                f"{expected}, found {found} in {where}; bring back that {other}, or train {name} "
+                "again with this one"
             )
     return tuple(absent)
 
 
 def _loaded(preset: str | os.PathLike[str] | Preset) -> Preset:
     return preset if isinstance(preset, Preset) else load_preset(os.fspath(preset))
+
+
+def _in_set(preset: Preset, other: str, folder: Path) -> Path | None:
+    """Where another module lies beside a folder that is none of those that packages fill."""
+    beside = folder.parent / other
+    apart = folder.parent != home.module_folder(preset.name, "")
+    return beside if apart and beside.exists() else None
 
 
 def _own_folder(preset: Preset, name: str) -> Path:
@@ -313,7 +328,7 @@ def _check_sizes(preset: Preset, name: str, folder: Path) -> None:
 
 def _recognition_head(preset: Preset, tensors: dict[str, Tensor], folder: Path) -> RecognitionHead:
     """The head with its weights, and with the rows of the LLM's table that it compares with."""
-    rows, pieces = "model.embed_tokens.weight", tensors["pieces"]
+    rows, pieces = "model.embed_tokens.weight", tensors[_PIECES].long()
     path = weights_folder(preset, "llm") / FILE
     table = select(preset, "llm", map_safetensors(path, "bring the LLM again")).get(rows)
     wanted = (preset.llm.vocabulary_size, preset.llm.width)
@@ -328,8 +343,9 @@ def _recognition_head(preset: Preset, tensors: dict[str, Tensor], folder: Path) 
             f"{folder / FILE} has pieces from {int(pieces.min())} to {int(pieces.max())}; the LLM "
             f"has the tokens 0 to {len(table) - 1}; bring the head that was trained with it"
         )
-    chosen = table[pieces.long()]
+    chosen = table[pieces]
     check_finite(rows, chosen, path, "bring the LLM again")
-    head = RecognitionHead(chosen)
-    head.load_state_dict(tensors, assign=True)
+    with NothingDrawn():
+        head = RecognitionHead(preset.recognition_head, chosen)
+    head.load_state_dict({**tensors, _PIECES: pieces}, assign=True)
     return head.requires_grad_(False).eval()

@@ -12,9 +12,10 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from minmo.weights import archive, download, home, resolve
+from minmo.weights.aligned import ALIGNED_MODULES, aligned_set
 from minmo.weights.artifacts import Artifact
 from minmo.weights.errors import WeightsError
-from minmo.weights.folder import Source, is_whole, prepared, read_manifest
+from minmo.weights.folder import Manifest, Source, is_whole, prepared, read_manifest
 from minmo.weights.parts import PRESETS, Part, parts_of, preset_name
 from minmo.weights.progress import NoProgress, Progress
 from minmo.weights.speakers import speakers
@@ -111,7 +112,7 @@ def states(preset: str) -> list[PartState]:
     parts, name = parts_of(preset), preset_name(preset)
     known = [_state(name, part) for part in parts]
     imported = _imported_states(preset, name, {part.name for part in parts})
-    return [*known, *imported, *_speaker_states(name)]
+    return [*known, *imported, *_aligned_states(preset), *_speaker_states(name)]
 
 
 def _imported_states(preset: str, name: str, packaged: set[str]) -> Iterator[PartState]:
@@ -127,16 +128,34 @@ def _imported_states(preset: str, name: str, packaged: set[str]) -> Iterator[Par
             if name not in PRESETS:
                 yield PartState(module, False, None, 0, 0, "", (), str(folder))
             continue
-        yield PartState(
-            module=module,
-            ready=is_whole(folder, manifest),
-            origin=manifest.origin,
-            size_bytes=sum(manifest.files.values()),
-            download_bytes=0,
-            licence=" AND ".join(sorted({source.licence for source in manifest.sources})),
-            sources=tuple(source.artefact for source in manifest.sources),
-            folder=str(folder),
-        )
+        yield _found_state(module, folder, manifest)
+
+
+def _aligned_states(preset: str) -> Iterator[PartState]:
+    """Yield the modules of the aligned set that counts; nothing where there is none."""
+    root = aligned_set(preset)
+    if root is None:
+        return
+    for module in ALIGNED_MODULES:
+        folder = root / module
+        shown, manifest = f"{home.ALIGNED}/{module}", read_manifest(folder)
+        if manifest is None:
+            yield PartState(shown, False, None, 0, 0, "", (), str(folder))
+        else:
+            yield _found_state(shown, folder, manifest)
+
+
+def _found_state(shown: str, folder: Path, manifest: Manifest) -> PartState:
+    return PartState(
+        module=shown,
+        ready=is_whole(folder, manifest),
+        origin=manifest.origin,
+        size_bytes=sum(manifest.files.values()),
+        download_bytes=0,
+        licence=" AND ".join(sorted({source.licence for source in manifest.sources})),
+        sources=tuple(source.artefact for source in manifest.sources),
+        folder=str(folder),
+    )
 
 
 def _speaker_states(name: str) -> Iterator[PartState]:
@@ -158,7 +177,8 @@ def _modules_without_package(preset: str, name: str, packaged: set[str]) -> list
         root = home.module_folder(name, "")
         folders = root.iterdir() if root.is_dir() else ()
         there = sorted(path.name for path in folders if not path.name.startswith("."))
-        return [module for module in there if module not in {*packaged, home.SPEAKERS}]
+        apart = {*packaged, home.ALIGNED, home.SPEAKERS}
+        return [module for module in there if module not in apart]
     from minmo.presets import load_preset, modules_of
 
     return list(modules_of(load_preset(preset)))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,16 +20,17 @@ from typer.testing import CliRunner
 from minmo.cli.describe import show
 from minmo.cli.errors import InputError
 from minmo.cli.main import app, main
+from minmo.model.spelling import LONGEST_SPELLING
 from minmo.presets import build_module, load_preset, parse_preset
 from minmo.presets.description import describe
-from minmo.presets.paper import PaperFigure
+from minmo.presets.paper import MINI_PIECES, PaperFigure
 from tests.unit.tiny_presets import Tables, tables, toml, write_preset
 
 RUN = CliRunner()
 PARAMETERS = {
     "voice_encoder": 636_968_960,
     "recognizer": 906_521_600,
-    "input_projector": 167_172_096,
+    "input_projector": 167_392_299,
     "llm": 7_615_616_512,
     "duplex_predictor": 17_842_948,
     "output_projector": 6_423_424,
@@ -81,14 +83,24 @@ def test_what_mini_trains_is_30_million_parameters_at_most() -> None:
     assert all(module.paper is None for module in description.modules)
 
 
-def test_the_files_of_mini_are_as_large_as_their_modules_in_float16() -> None:
+def test_all_pieces_of_a_vocabulary_would_be_too_many_for_mini() -> None:
+    everything = replace(load_preset("mini"), recognition_pieces=49_152)
+    limits = {limit.name: limit for limit in describe(everything).limits}
+    assert not limits["listening file"].holds
+
+
+def test_the_files_of_mini_are_as_large_as_what_is_in_them() -> None:
     description = describe(load_preset("mini"))
     parameters = {module.name: module.parameters for module in description.modules}
     limits = {limit.name: limit for limit in description.limits}
     listens = ("voice_encoder", "input_projector", "recognition_head")
-    listening = sum(parameters[module] for module in listens)
-    assert limits["listening file"].found == 2 * listening / 1e6
+    listening = 2 * sum(parameters[module] for module in listens)
+    # Of each piece the file has its id, in 4 bytes, and 16 characters of its spelling.
+    listening += MINI_PIECES * (4 + LONGEST_SPELLING)
+    assert limits["listening file"].found == pytest.approx(listening / 1e6)
+    assert limits["listening file"].limit == 22
     assert limits["listening file"].holds
+    assert limits["duplex file"].found == 2 * parameters["duplex_predictor"] / 1e6
     assert limits["duplex file"].holds
     assert (limits["speaking file"].limit, limits["duplex file"].limit) == (24, 2)
 
@@ -176,7 +188,7 @@ def test_the_table_shows_names_figures_and_verdicts(monkeypatch: pytest.MonkeyPa
     shown = RUN.invoke(app, ["describe", "--preset", "8b"])
     assert shown.exit_code == 0
     line = next(line for line in shown.stdout.splitlines() if line.startswith("input_projector"))
-    assert "167,172,096  170 M  0.983  ✓ 2)" in line
+    assert "167,392,299  170 M  0.985  ✓ 2)" in line
     assert "[batch, frames, 1280]" in line
     assert "2) the paper publishes no widths: ours are chosen to fit its count" in shown.stdout
     small = RUN.invoke(app, ["describe"]).stdout

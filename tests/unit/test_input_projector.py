@@ -11,7 +11,9 @@ from tests.streaming_table import check_endless, check_streaming
 FRAMES = torch.randn(3, 61, 16, generator=torch.Generator().manual_seed(0))
 
 
-def config(width: int = 16, kernel_size: int = 4, stride: int = 2) -> InputProjectorConfig:
+def config(
+    width: int = 16, kernel_size: int = 4, stride: int = 2, letters: int = 0
+) -> InputProjectorConfig:
     return InputProjectorConfig(
         input_width=16,
         width=width,
@@ -21,6 +23,7 @@ def config(width: int = 16, kernel_size: int = 4, stride: int = 2) -> InputProje
         left_context=9,
         kernel_size=kernel_size,
         stride=stride,
+        letters=letters,
     )
 
 
@@ -36,13 +39,13 @@ def untrained(sizes: InputProjectorConfig) -> InputProjector:
 
 
 @pytest.mark.parametrize(
-    ("width", "kernel_size", "stride"),
-    [(16, 4, 2), (20, 3, 2), (20, 7, 3), (16, 1, 1), (16, 3, 1)],
+    ("width", "kernel_size", "stride", "letters"),
+    [(16, 4, 2, 0), (20, 3, 2, 5), (20, 7, 3, 0), (16, 1, 1, 0), (16, 3, 1, 0), (16, 4, 2, 5)],
 )
 def test_a_stream_gives_what_the_whole_clip_gives(
-    width: int, kernel_size: int, stride: int
+    width: int, kernel_size: int, stride: int, letters: int
 ) -> None:
-    projector = untrained(config(width, kernel_size, stride))
+    projector = untrained(config(width, kernel_size, stride, letters))
     assert projector(FRAMES).shape == (3, 61 // stride, 24)
     check_streaming(projector, FRAMES)
 
@@ -84,7 +87,7 @@ def test_too_few_frames_make_no_embedding_yet() -> None:
 def test_no_step_waits_for_a_number() -> None:
     """Shapes do not depend on what is read, so that a GPU can record a step once."""
     with torch.device("meta"):
-        projector = InputProjector(config(width=20))
+        projector = InputProjector(config(width=20, letters=5))
         state = projector.initial_state(5)
         lengths = torch.zeros(5, dtype=torch.int64)
         embeddings, counts = projector.step(torch.empty(5, 6, 16), lengths, state)
@@ -93,7 +96,7 @@ def test_no_step_waits_for_a_number() -> None:
 
 @torch.inference_mode()
 def test_not_even_nan_behind_a_length_reaches_a_stream() -> None:
-    projector = untrained(config())
+    projector = untrained(config(letters=5))
     broken, lengths = FRAMES.clone(), torch.tensor([61, 30, 0])
     broken[1, 30:], broken[2] = torch.nan, torch.nan
     state = projector.initial_state(3)
@@ -136,10 +139,49 @@ def test_the_order_of_the_past_counts() -> None:
 
 
 def test_a_whole_clip_can_be_trained_on() -> None:
-    projector = untrained(config(width=20))
+    projector = untrained(config(width=20, letters=5))
     projector(FRAMES, torch.tensor([61, 30, 4])).square().sum().backward()
     gradients = [parameter.grad for parameter in projector.parameters()]
     assert all(isinstance(grad, Tensor) and grad.abs().sum() > 0 for grad in gradients)
+
+
+@pytest.mark.parametrize("width", [16, 20])
+def test_a_frame_says_its_letter_and_the_layers_read_it(width: int) -> None:
+    projector = untrained(config(width, letters=5))
+    scores = projector.letters(FRAMES)
+    assert scores.shape == (3, 61, 6)
+    before = projector(FRAMES)
+    assert projector.letter_head is not None
+    with torch.no_grad():
+        # The letter that is heard is another one; nothing else has changed.
+        projector.letter_head.bias[2] += 100
+    torch.testing.assert_close(projector.letters(FRAMES)[..., :2], scores[..., :2])
+    assert (projector(FRAMES) - before).abs().max() > 0.1
+    assert torch.equal(projector.letters(FRAMES).argmax(-1), torch.full((3, 61), 2))
+
+
+def test_what_layers_read_of_letters_is_how_likely_each_is() -> None:
+    projector = untrained(config(letters=5))
+    plain = untrained(config())
+    plain.load_state_dict(projector.state_dict(), strict=False)
+    chances = projector.letters(FRAMES).softmax(-1)
+    told = FRAMES + chances @ projector.letter_proj.weight.T
+    torch.testing.assert_close(projector(FRAMES), plain(told))
+
+
+def test_letters_are_trained_by_what_is_made_of_them_as_well() -> None:
+    projector = untrained(config(letters=5))
+    projector(FRAMES).square().sum().backward()
+    assert projector.letter_head is not None
+    assert projector.letter_head.weight.grad is not None
+    assert projector.letter_head.weight.grad.any()
+
+
+def test_a_projector_without_letters_says_so() -> None:
+    projector = untrained(config())
+    assert not [name for name in projector.state_dict() if "letter" in name]
+    with pytest.raises(ValueError, match="has no letters: its preset says letters = 0"):
+        projector.letters(FRAMES)
 
 
 def test_a_convolution_that_would_skip_frames_is_refused() -> None:

@@ -164,6 +164,7 @@ def test_all_problems_are_told_at_once() -> None:
         ("speech_tokenizer", {"tokens_per_group": 2}, "expected 25 speech tokens a second"),
         ("vocoder", {"sample_rate_hz": 22050}, "vocoder.upsample_rates: expected 50 mel frames"),
         ("input_projector", {"kernel_size": 1}, "at least input_projector.stride, 2"),
+        ("input_projector", {"letters": 26}, "letters: expected 42, the letters that .* found 26"),
         ("llm", {"kv_heads": 3}, "llm.heads: expected a multiple of llm.kv_heads, 3, found 4"),
         ("llm", {"head_dim": 5}, "llm.head_dim: expected an even number"),
         ("duplex_predictor", {"heads": 3}, "duplex_predictor.width: expected a multiple of"),

@@ -70,8 +70,9 @@ def test_the_list_shows_every_part_with_state_and_licence(
     calls: list[tuple[object, ...]],
 ) -> None:
     parts = json.loads(RUN.invoke(weights.app, ["list", "--json"]).stdout)["parts"]
-    assert [part["module"] for part in parts] == ["voice_encoder", "llm", "vad", "triton"]
-    assert not any(part["ready"] for part in parts)
+    fetched = [part for part in parts if not part["module"].startswith("aligned/")]
+    assert [part["module"] for part in fetched] == ["voice_encoder", "llm", "vad", "triton"]
+    assert not any(part["ready"] for part in fetched)
     shown = RUN.invoke(weights.app, ["list"]).stdout
     assert "missing (93 MB)" in shown
     assert "Apache-2.0" in shown

@@ -16,6 +16,7 @@ from torch import nn
 
 from minmo.model.packed import PackedLinear
 from minmo.model.recognition_head import RecognitionHead
+from minmo.model.spelling import spellings_of
 from minmo.presets import MODULES, Preset, PresetError
 from minmo.weights import WeightsError
 from minmo.weights.folder import Source, read_manifest
@@ -227,21 +228,37 @@ def test_the_manifest_says_what_it_was_trained_on(home: Path) -> None:
 @torch.inference_mode()
 def test_a_recognition_head_comes_back_with_its_pieces_and_the_rows_of_the_llm() -> None:
     table = written("llm").state_dict()["embed_tokens.weight"]
-    pieces = torch.tensor([3, 59, 8])
-    head = RecognitionHead(table, pieces)
+    head = _head(table, [3, 59, 8])
     for parameter in head.parameters():
         parameter.copy_(torch.randn(parameter.shape))
-    write_module(TINY, "recognition_head", head, trained_against=["llm"])
+    folder = write_module(TINY, "recognition_head", head, trained_against=["llm"])
     loaded = load_module(TINY, "recognition_head")
     assert isinstance(loaded, RecognitionHead)
-    assert torch.equal(loaded.pieces, pieces)
+    assert loaded.pieces.dtype == torch.int64
+    assert same(loaded, head)
     speech = torch.randn(1, 5, 24)
-    assert torch.equal(loaded(speech), head(speech))
+    torch.testing.assert_close(loaded(speech), head(speech))
     assert loaded.decode(speech) == head.decode(speech)
+    heard = loaded(speech)
+    torch.testing.assert_close(loaded.mixtures(speech, heard), head.mixtures(speech, heard))
+    stored = load_file(folder / "model.safetensors")
+    assert stored["pieces"].dtype == torch.int32
+    assert stored["spellings"].dtype == torch.uint8
+    assert "rows" not in stored
+    half = load_module(TINY, "recognition_head", dtype=torch.float16)
+    assert isinstance(half, RecognitionHead)
+    assert (half.spellings.dtype, half.rows.dtype) == (torch.uint8, torch.float16)
+
+
+def _head(table: torch.Tensor, pieces: list[int]) -> RecognitionHead:
+    """A head that has chosen these pieces of a table, and knows how they are spelled."""
+    config = replace(TINY, recognition_pieces=len(pieces)).recognition_head
+    spellings = spellings_of([f" p{piece}" for piece in pieces])
+    return RecognitionHead(config, table[[p % 60 for p in pieces]], torch.tensor(pieces), spellings)
 
 
 def test_a_recognition_head_needs_the_llm_that_it_was_trained_with() -> None:
-    head = RecognitionHead(torch.randn(60, 24), torch.tensor([3, 60]) - 1)
+    head = _head(torch.randn(60, 24), [2, 59])
     write_module(TINY, "recognition_head", head)
     with pytest.raises(WeightsError, match="the weights of llm are not in"):
         load_module(TINY, "recognition_head")
