@@ -1,0 +1,244 @@
+"""What speech-to-text training trains, and the losses that it minimises (paper, section 3.4).
+
+Before the LLM takes part, two recognition losses teach what is heard: letters, at the encoder's
+rate, and pieces of the LLM's vocabulary, at the projector's. Through the frozen LLM a third one
+teaches what it needs to hear to answer as it answers text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from minmo.model.block_streaming import BlockStreamingEncoder
+from minmo.model.input_projector import InputProjector
+from minmo.model.llm import Llm
+from minmo.model.merging import Merged, merge
+from minmo.model.recognition_head import RecognitionHead, recognition_loss
+from minmo.model.spelling import letters_of
+from minmo.model.token_loss import IGNORED
+
+
+class Heard(NamedTuple):
+    """What the modules make of a batch of clips.
+
+    Attributes:
+        frames: `[batch, frames, encoder width]`.
+        frame_lengths: `[batch]`.
+        letters: `[batch, frames, letters + 1]`, log probabilities.
+        embeddings: `[batch, embeddings, width]`.
+        lengths: `[batch]`, embeddings of each clip.
+    """
+
+    frames: Tensor
+    frame_lengths: Tensor
+    letters: Tensor
+    embeddings: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is said in a batch of clips.
+
+    Attributes:
+        letters: `[batch, letters]`, classes of `minmo.model.spelling`.
+        letter_lengths: `[batch]`.
+        pieces: `[batch, pieces]`, classes of the recognition head.
+        piece_lengths: `[batch]`.
+    """
+
+    letters: Tensor
+    letter_lengths: Tensor
+    pieces: Tensor
+    piece_lengths: Tensor
+
+
+class PieceTokenizer:
+    """Text to classes of the recognition head, and back.
+
+    Pieces that the head lacks are spelled with shorter ones that it has.
+
+    Args:
+        tokenizer: the LLM's.
+        pieces: `[count]`, token ids that the head knows.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, pieces: Tensor) -> None:
+        self._tokenizer = tokenizer
+        self._pieces = pieces.tolist()
+        self._classes = {token: number for number, token in enumerate(self._pieces)}
+        texts = (tokenizer.decode([token]) for token in self._pieces)
+        self._spelled = {text: number for number, text in enumerate(texts)}
+
+    def classes(self, text: str) -> list[int]:
+        """Classes of the pieces of a text."""
+        classes: list[int] = []
+        for token in self._tokenizer.encode(text, add_special_tokens=False).ids:
+            known = self._classes.get(token)
+            classes += [known] if known is not None else self._spell(token)
+        return classes
+
+    def text(self, classes: Sequence[int]) -> str:
+        """The text of classes."""
+        return str(self._tokenizer.decode([self._pieces[number] for number in classes]))
+
+    def _spell(self, token: int) -> list[int]:
+        rest, classes = str(self._tokenizer.decode([token])), []
+        while rest:
+            size = next((n for n in range(len(rest), 0, -1) if rest[:n] in self._spelled), 0)
+            if size:
+                classes.append(self._spelled[rest[:size]])
+            rest = rest[max(size, 1) :]
+        return classes
+
+
+def targets_of(texts: Sequence[str], pieces: PieceTokenizer) -> Targets:
+    """The targets of a batch of texts."""
+    letters, letter_lengths = _padded([letters_of(text) for text in texts])
+    classes, piece_lengths = _padded([pieces.classes(text) for text in texts])
+    return Targets(letters, letter_lengths, classes, piece_lengths)
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = torch.zeros(len(rows), max(1, int(lengths.max())), dtype=torch.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = torch.tensor(row, dtype=torch.int64)
+    return padded, lengths
+
+
+class ListeningModel(nn.Module):
+    """The voice encoder under its streaming mask, the input projector and the recognition head.
+
+    Args:
+        encoder: the voice encoder.
+        projector: with letters.
+        head: of the LLM's vocabulary.
+    """
+
+    def __init__(
+        self, encoder: BlockStreamingEncoder, projector: InputProjector, head: RecognitionHead
+    ) -> None:
+        super().__init__()
+        self.encoder, self.projector, self.head = encoder, projector, head
+
+    def forward(self, samples: Tensor, lengths: Tensor) -> Heard:
+        """Listens to clips.
+
+        Args:
+            samples: `[batch, samples]` at 16 kHz, zeros behind each clip: a stream hears silence
+                there too.
+            lengths: `[batch]`, samples of each clip.
+        """
+        frames = self.encoder.forward_causal(samples)
+        frame_lengths = lengths.div(self.encoder.samples_per_frame, rounding_mode="floor")
+        frame_lengths = frame_lengths.clamp(max=frames.shape[1])
+        letters = self.projector.letters(frames).float().log_softmax(-1)
+        embeddings = self.projector(frames)
+        stride = self.projector.config.stride
+        counts = frame_lengths.div(stride, rounding_mode="floor").clamp(max=embeddings.shape[1])
+        return Heard(frames, frame_lengths, letters, embeddings, counts)
+
+    def recognition_losses(
+        self, heard: Heard, targets: Targets, classes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of letters and of pieces, each per label.
+
+        Args:
+            heard: of the clips.
+            targets: of the same clips.
+            classes: `[n]`, sorted: the pieces to compare with, the targets' among them; all if
+                None.
+        """
+        letters = recognition_loss(
+            heard.letters, heard.frame_lengths, targets.letters, targets.letter_lengths
+        )
+        wanted = targets.pieces
+        if classes is not None:
+            wanted = torch.searchsorted(classes, wanted).clamp(max=len(classes) - 1)
+        found = self.head(heard.embeddings, classes)
+        return letters, recognition_loss(found, heard.lengths, wanted, targets.piece_lengths)
+
+    def merged(self, heard: Heard) -> Merged:
+        """What the LLM reads of clips."""
+        found = self.head(heard.embeddings)
+        return merge(self.head.mixtures(heard.embeddings, found), found, heard.lengths)
+
+
+def sampled_classes(
+    targets: Targets, weights: Tensor, count: int, generator: torch.Generator
+) -> Tensor:
+    """The targets' pieces and a sample of others to tell them from, sorted.
+
+    Args:
+        targets: of a batch.
+        weights: `[pieces]`, how often each is drawn.
+        count: of the sample.
+        generator: that draws it.
+    """
+    there = torch.arange(targets.pieces.shape[1]) < targets.piece_lengths[:, None]
+    others = torch.multinomial(weights, min(count, len(weights)), generator=generator)
+    classes: Tensor = torch.unique(torch.cat((targets.pieces[there], others)))
+    return classes
+
+
+@dataclass(frozen=True)
+class SpokenTurn:
+    """A turn that the LLM hears, and what it should say.
+
+    Attributes:
+        before: tokens in front of what is heard: the system's turn, the user's role, a task.
+        after: tokens behind it: the end of the user's turn, the assistant's role.
+        answer: tokens that it should say, with the end of its turn.
+    """
+
+    before: Sequence[int]
+    after: Sequence[int]
+    answer: Sequence[int]
+
+
+class HeardTurns(NamedTuple):
+    """What the LLM reads of a batch of turns, and what it should predict; for `text_loss`.
+
+    Attributes:
+        embeddings: `[batch, positions, width]`, zeros behind each turn.
+        targets: `[batch, positions]`, `IGNORED` outside the answers.
+        lengths: `[batch]`, positions of each turn.
+    """
+
+    embeddings: Tensor
+    targets: Tensor
+    lengths: Tensor
+
+
+def heard_turns(llm: Llm, merged: Merged, turns: Sequence[SpokenTurn]) -> HeardTurns:
+    """Lays out what was heard between the tokens of its turns.
+
+    Args:
+        llm: whose embeddings the tokens have.
+        merged: what was heard, one clip for each turn.
+        turns: of the same batch.
+    """
+    embeddings, targets = [], []
+    for number, turn in enumerate(turns):
+        heard = merged.embeddings[number, : int(merged.counts[number])]
+        # The last token of an answer is predicted and never read.
+        read = (torch.tensor(turn.before), torch.tensor([*turn.after, *turn.answer[:-1]]))
+        before, after = (llm.embed(part.to(heard.device)).to(heard.dtype) for part in read)
+        embeddings.append(torch.cat((before, heard, after)))
+        target = torch.full((len(embeddings[-1]),), IGNORED, device=heard.device)
+        target[len(target) - len(turn.answer) :] = torch.tensor(turn.answer)
+        targets.append(target)
+    lengths = torch.tensor([len(part) for part in embeddings], device=merged.counts.device)
+    return HeardTurns(
+        pad_sequence(embeddings, batch_first=True),
+        pad_sequence(targets, batch_first=True, padding_value=IGNORED),
+        lengths,
+    )

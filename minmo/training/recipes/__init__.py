@@ -1,0 +1,1 @@
+"""Recipes of training runs, as YAML: `minmo train speech-to-text --recipe NAME`."""

@@ -1,0 +1,334 @@
+"""The stage speech-to-text: the LLM learns to listen (paper, section 3.4).
+
+Its recipes are one stage with other modules moved and other losses weighed: pre-align moves what
+is new, full-align the voice encoder too, SFT learns through the frozen LLM.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minmo.model.block_streaming import BlockStreamingEncoder
+from minmo.model.input_projector import InputProjector
+from minmo.model.llm import Llm
+from minmo.model.recognition_head import RecognitionHead, RecognitionHeadConfig
+from minmo.model.spelling import LETTERS, spellings_of
+from minmo.model.streaming import is_there
+from minmo.presets import Preset, build_module, load_preset, modules_of
+from minmo.training.batches import Batch, Source
+from minmo.training.config import TrainingConfig
+from minmo.training.errors import TrainingError
+from minmo.training.listening import (
+    Heard,
+    ListeningModel,
+    PieceTokenizer,
+    Targets,
+    sampled_classes,
+    targets_of,
+)
+from minmo.training.own_answers import OwnAnswers
+from minmo.training.stage import Stage, StateDict, Trainee, Weights
+from minmo.training.tables import build
+from minmo.training.transcripts import error_rate, letters_text, plain_words
+from minmo.weights.aligned import write_aligned
+from minmo.weights.load import load_state_dict, weights_folder
+from minmo.weights.modules import load_module
+from minmo.weights.naming import select
+
+MODULES = ("voice_encoder", "input_projector", "recognition_head")
+_TABLE = "model.embed_tokens.weight"
+# Batches whose texts are counted at once.
+_COUNTED = 4096
+
+
+@dataclass(frozen=True)
+class SpeechToTextOptions:
+    """What the stage minimises.
+
+    Attributes:
+        letters: weight of the letters' recognition loss.
+        pieces: weight of the pieces' recognition loss.
+        distillation: weight of how far frames are from those of the pretrained encoder, which
+            hears the whole clip, and without noise.
+        answers: weight of how far the LLM, hearing, is from its own answers to the text.
+        sampled_pieces: pieces that a batch's own are told from, drawn anew for each.
+        minimum_count: how often the training text has a piece that is to be recognised; single
+            letters always are.
+        answer_tokens: of the LLM's own answers, at most.
+        system_prompt: who the LLM is told it is; empty for nothing.
+        llm_precision: of the frozen LLM's computation.
+    """
+
+    letters: float = 1.0
+    pieces: float = 1.0
+    distillation: float = 0.0
+    answers: float = 0.0
+    sampled_pieces: int = 2500
+    minimum_count: int = 4
+    answer_tokens: int = 24
+    system_prompt: str = ""
+    llm_precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        weights = (self.letters, self.pieces, self.distillation, self.answers)
+        if min(weights) < 0 or max(weights) == 0:
+            raise ValueError(
+                "letters, pieces, distillation and answers are weights of losses, from 0 on, and "
+                "one at least is more"
+            )
+        if self.sampled_pieces < 1 or self.minimum_count < 1 or self.answer_tokens < 1:
+            raise ValueError("sampled_pieces, minimum_count and answer_tokens are at least 1")
+
+
+class SpeechToText(Stage):
+    """The stage; see the module."""
+
+    name = "speech-to-text"
+
+    def check(self, config: TrainingConfig) -> None:
+        """Refuses what it does not know; see `Stage.check`."""
+        _options(config)
+        for module in config.optimizer.learning_rates:
+            if module not in MODULES:
+                raise TrainingError(
+                    f"optimizer.learning_rates names {module!r}; speech-to-text trains: "
+                    f"{', '.join(MODULES)}"
+                )
+        preset = load_preset(config.preset)
+        missing = [name for name in (*MODULES, "llm") if name not in modules_of(preset)]
+        if missing or not preset.input_projector.letters:
+            what = f"no {' and no '.join(missing)}" if missing else "input_projector.letters = 0"
+            raise TrainingError(
+                f"preset {preset.name!r} has {what}: speech-to-text needs a voice encoder, an "
+                f"input projector with letters = {len(LETTERS)}, a recognition head and an LLM"
+            )
+
+    def build(
+        self, config: TrainingConfig, weights: Weights, sources: Sequence[Source]
+    ) -> SpeechToTextTrainee:
+        """Builds the modules; see `Stage.build`."""
+        options, preset = _options(config), load_preset(config.preset)
+        folder = weights_folder(config.preset, "llm")
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        counts = _counts(tokenizer, sources)
+        modules = _modules(config.preset, preset, weights, tokenizer, counts, options)
+        pieces = cast(RecognitionHead, modules["recognition_head"]).pieces
+        frequencies = torch.tensor([float(counts[token]) for token in pieces.tolist()])
+        teacher = None
+        if options.distillation:
+            teacher = load_module(config.preset, "voice_encoder").requires_grad_(False)
+        answers = None
+        if options.answers:
+            dtype = getattr(torch, options.llm_precision)
+            # Weights that are packed for inference have no gradient.
+            llm = Llm.from_state_dict(preset.llm, load_state_dict(folder), dtype)
+            answers = OwnAnswers(llm, folder, options.answer_tokens, options.system_prompt)
+        return SpeechToTextTrainee(modules, tokenizer, frequencies, options, teacher, answers)
+
+    def export(self, config: TrainingConfig, weights: Weights, folder: Path | None) -> Path:
+        """Writes the modules as an aligned set; see `Stage.export`."""
+        preset = load_preset(config.preset)
+        tokenizer = Tokenizer.from_file(
+            str(weights_folder(config.preset, "llm") / "tokenizer.json")
+        )
+        modules = _modules(config.preset, preset, weights, tokenizer, Counter(), _options(config))
+        return write_aligned(preset, modules, folder=folder, dtype=torch.float16)
+
+
+class SpeechToTextTrainee(Trainee):
+    """The listening modules, and what teaches them.
+
+    Args:
+        modules: `MODULES`, by their names.
+        tokenizer: the LLM's.
+        frequencies: `[pieces]`, how often the training text has each.
+        options: of the stage.
+        teacher: the pretrained voice encoder, or None.
+        answers: the frozen LLM and what it says, or None.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        tokenizer: Tokenizer,
+        frequencies: Tensor,
+        options: SpeechToTextOptions,
+        teacher: nn.Module | None,
+        answers: OwnAnswers | None,
+    ) -> None:
+        super().__init__()
+        self.listening = ListeningModel(
+            cast(BlockStreamingEncoder, modules["voice_encoder"]),
+            cast(InputProjector, modules["input_projector"]),
+            cast(RecognitionHead, modules["recognition_head"]),
+        )
+        self.teacher, self.answers = teacher, answers
+        self.wants_clean = teacher is not None
+        self.best = "answers" if answers is not None else "wer"
+        self._tokenizer, self._options = tokenizer, options
+        self._pieces = PieceTokenizer(tokenizer, self.listening.head.pieces)
+        # What is never heard in training may be drawn too, and common pieces not always.
+        self._drawn = (frequencies + 1).sqrt()
+
+    def kept(self) -> Mapping[str, nn.Module]:
+        """The listening modules."""
+        model = self.listening
+        return dict(zip(MODULES, (model.encoder, model.projector, model.head), strict=True))
+
+    def train(self, mode: bool = True) -> SpeechToTextTrainee:
+        """Sets the mode; what teaches is never trained."""
+        super().train(mode)
+        for frozen in (self.teacher, self.answers):
+            if frozen is not None:
+                frozen.eval()
+        return self
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted sum and its parts; see `Trainee.losses`."""
+        options = self._options
+        heard = self.listening(batch.samples, batch.lengths)
+        parts: dict[str, Tensor] = {}
+        if options.letters or options.pieces:
+            targets = targets_of(batch.texts, self._pieces)
+            classes = sampled_classes(
+                targets, self._drawn, options.sampled_pieces, torch.default_generator
+            )
+            device = batch.samples.device
+            parts["letters"], parts["pieces"] = self.listening.recognition_losses(
+                heard, _moved(targets, device), classes.to(device)
+            )
+        if self.teacher is not None:
+            parts["distillation"] = self._distillation(heard, batch)
+        if self.answers is not None:
+            parts["answers"] = self.answers(self.listening.merged(heard), batch.texts)
+        total = torch.stack([getattr(options, name) * part for name, part in parts.items()]).sum()
+        return {"loss": total, **parts}
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Word and letter error rates, and the distance of answers where there are any."""
+        wanted: list[str] = []
+        words: list[str] = []
+        letters: list[str] = []
+        answers = 0.0
+        for batch in batches:
+            heard = self.listening(batch.samples, batch.lengths)
+            tokens = self.listening.head.decode(heard.embeddings, heard.lengths)
+            wanted += batch.texts
+            words += self._tokenizer.decode_batch(tokens)
+            letters += letters_text(heard.letters, heard.frame_lengths)
+            if self.answers is not None:
+                distance = self.answers(self.listening.merged(heard), batch.texts)
+                answers += float(distance) * len(batch.texts)
+        references = [plain_words(text) for text in wanted]
+        figures = {
+            "wer": error_rate(references, [plain_words(text) for text in words]),
+            "wer_letters": error_rate(references, [plain_words(text) for text in letters]),
+            "cer_letters": error_rate(references, [plain_words(t) for t in letters], letters=True),
+        }
+        if self.answers is not None:
+            figures["answers"] = answers / max(1, len(wanted))
+        return figures
+
+    def _distillation(self, heard: Heard, batch: Batch) -> Tensor:
+        assert self.teacher is not None
+        clean = batch.samples if batch.clean is None else batch.clean
+        with torch.no_grad():
+            wanted = self.teacher(clean)
+        count = min(wanted.shape[1], heard.frames.shape[1])
+        there = is_there(heard.frame_lengths.clamp(max=count), count)
+        alike = F.cosine_similarity(heard.frames[:, :count].float(), wanted[:, :count], dim=-1)
+        return (1 - alike)[there].mean()
+
+
+def _moved(targets: Targets, device: torch.device) -> Targets:
+    return Targets(
+        targets.letters.to(device),
+        targets.letter_lengths.to(device),
+        targets.pieces.to(device),
+        targets.piece_lengths.to(device),
+    )
+
+
+def _options(config: TrainingConfig) -> SpeechToTextOptions:
+    return build(SpeechToTextOptions, config.options, "options")
+
+
+def _modules(
+    name: str,
+    preset: Preset,
+    weights: Weights,
+    tokenizer: Tokenizer,
+    counts: Mapping[int, int],
+    options: SpeechToTextOptions,
+) -> dict[str, nn.Module]:
+    """The listening modules with the weights that there are, others pretrained or drawn."""
+    if "voice_encoder" in weights:
+        encoder = build_module(preset, "voice_encoder")
+        _fill(encoder, "voice_encoder", weights["voice_encoder"])
+    else:
+        encoder = load_module(name, "voice_encoder")
+    projector = build_module(preset, "input_projector")
+    if "input_projector" in weights:
+        _fill(projector, "input_projector", weights["input_projector"])
+    state = weights.get("recognition_head")
+    if state is None:
+        pieces = _chosen_pieces(tokenizer, counts, options.minimum_count)
+        spellings = spellings_of([tokenizer.decode([token]) for token in pieces.tolist()])
+        head = _head(preset, name, pieces, spellings)
+    else:
+        head = _head(preset, name, state["pieces"].long(), state["spellings"])
+        _fill(head, "recognition_head", {**state, "pieces": state["pieces"].long()})
+    return dict(zip(MODULES, (encoder, projector, head), strict=True))
+
+
+def _head(preset: Preset, name: str, pieces: Tensor, spellings: Tensor) -> RecognitionHead:
+    """A recognition head of these pieces, with their rows of the LLM's table."""
+    table = select(preset, "llm", load_state_dict(weights_folder(name, "llm")))[_TABLE]
+    sizes = preset.recognition_head
+    config = RecognitionHeadConfig(
+        sizes.vocabulary_size, sizes.width, len(pieces), sizes.spelling_width, sizes.key_width
+    )
+    return RecognitionHead(config, table[pieces].float(), pieces, spellings)
+
+
+def _chosen_pieces(tokenizer: Tokenizer, counts: Mapping[int, int], minimum: int) -> Tensor:
+    """Token ids that are to be recognised: those that are said, and what spells all others."""
+    special = tokenizer.get_added_tokens_decoder()
+    chosen = []
+    for token in range(tokenizer.get_vocab_size()):
+        text = "" if token in special else tokenizer.decode([token])
+        letter = len(text.lstrip(" ")) <= 1
+        if text and text.isascii() and text.isprintable():
+            chosen += [token] if letter or counts.get(token, 0) >= minimum else []
+    return torch.tensor(chosen)
+
+
+def _counts(tokenizer: Tokenizer, sources: Sequence[Source]) -> Counter[int]:
+    """How often the training text has each token."""
+    counts: Counter[int] = Counter()
+    for source in sources:
+        for start in range(0, len(source.clips), _COUNTED):
+            texts = [clip.text for clip in source.clips[start : start + _COUNTED]]
+            for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
+                counts.update(encoding.ids)
+    return counts
+
+
+def _fill(module: nn.Module, name: str, state: StateDict) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise TrainingError(
+            f"the weights of {name} to begin with are of another preset: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+    module.float()
