@@ -229,6 +229,12 @@ class EncoderSettings(ServiceSettings):
     """The encoder: PCM in, speech embeddings, voice activity and words out."""
 
     preset: str = Field("mini", min_length=1, description="preset whose encoder is loaded")
+    preload: Literal["all", "words", "embeddings"] = Field(
+        "all",
+        description="what is loaded at the start: what recognises words, as the cascade asks for, "
+        "what makes speech embeddings, as aligned mode does, or all that the preset has; the rest "
+        "is loaded when it is first asked for",
+    )
     max_segment_seconds: float = Field(
         30.0, gt=0, le=600, description="longest stretch of speech that is recognised in one piece"
     )
@@ -356,8 +362,8 @@ class OrchestratorSettings(UpstreamSettings):
     )
     mode: Literal["cascade", "aligned"] = Field(
         "cascade",
-        description="cascade: recognised text to the LLM, its text to the voice; "
-        "aligned: speech embeddings and hidden states",
+        description="cascade: recognised text to the LLM, its text to the voice; aligned: speech "
+        "embeddings and hidden states, which takes an encoder with aligned weights",
     )
     end_of_turn_silence_ms: int = Field(
         500, ge=100, le=10_000, description="silence after which the user's turn has ended"

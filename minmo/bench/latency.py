@@ -13,6 +13,7 @@ import psutil
 
 from minmo.client import Conversation, Recording, TalkTurn, Target, ask
 from minmo.client.errors import ClientError, RecordingError
+from minmo.v1 import conversation_pb2
 
 _ENDINGS = (".ogg", ".opus", ".wav", ".flac")
 
@@ -23,6 +24,8 @@ class LatencyResult:
 
     Attributes:
         first_audio_ms: of each question, at the client, from the end of its speech.
+        first_token_ms: of each question, from the decision that the user's turn has ended to the
+            first text token: what listening itself costs (`after_decision_ms`).
         hops_ms: median of each hop of the waterfall.
         tokens_per_second: median over the answers.
         memory_bytes: proportional share of memory (PSS) of all processes of the stack, after the
@@ -32,6 +35,7 @@ class LatencyResult:
     """
 
     first_audio_ms: tuple[float, ...]
+    first_token_ms: tuple[float, ...]
     hops_ms: dict[str, float]
     tokens_per_second: float | None
     memory_bytes: int | None
@@ -44,14 +48,37 @@ class LatencyResult:
         return median(self.first_audio_ms)
 
     @property
+    def first_token_median_ms(self) -> float | None:
+        """Median of the time from the end of the turn to the first text token."""
+        return median(self.first_token_ms) if self.first_token_ms else None
+
+    @property
     def p95_ms(self) -> float:
         """95th percentile of the first-audio latency, by nearest rank."""
         ordered = sorted(self.first_audio_ms)
         return ordered[math.ceil(0.95 * len(ordered)) - 1]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, with median and 95th percentile."""
-        return {"median_ms": self.median_ms, "p95_ms": self.p95_ms, **asdict(self)}
+        """Everything, with medians and 95th percentile."""
+        return {
+            "median_ms": self.median_ms,
+            "p95_ms": self.p95_ms,
+            "first_token_median_ms": self.first_token_median_ms,
+            **asdict(self),
+        }
+
+
+def after_decision_ms(turn: TalkTurn) -> float | None:
+    """From listening to the first text token, in milliseconds.
+
+    From the moment when it was decided that the user's turn has ended (the silence before is the
+    decision's, not the model's) until the LLM's first token was there: the rest of listening, the
+    rest of what the LLM reads, and one token. None where there was none.
+    """
+    ends = {span.hop: span.start_ms + span.duration_ms for span in turn.waterfall}
+    if "endpointing" not in ends or "first_token" not in ends:
+        return None
+    return ends["first_token"] - ends["endpointing"]
 
 
 def read_questions(folder: Path, count: int) -> list[Recording]:
@@ -70,6 +97,7 @@ async def measure(
     target: Target,
     recordings: Sequence[Recording],
     *,
+    silence_ms: int = 0,
     supervisor_pid: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> LatencyResult:
@@ -80,6 +108,7 @@ async def measure(
     Args:
         target: the server.
         recordings: the questions.
+        silence_ms: silence that ends a question; 0 for the server's own.
         supervisor_pid: process whose descendants are the stack, to measure their memory.
         progress: hears how many questions were asked.
 
@@ -89,10 +118,11 @@ async def measure(
     """
     turns: list[TalkTurn] = []
     failures: list[str] = []
-    await _ask(target, recordings[0])
+    settings = conversation_pb2.SessionSettings(end_of_turn_silence_ms=silence_ms)
+    await _ask(target, recordings[0], settings)
     for number, recording in enumerate(recordings, start=1):
         try:
-            turns += await _ask(target, recording)
+            turns += await _ask(target, recording, settings)
         except ClientError as error:
             failures.append(f"{recording.path.name}: {error}")
         progress(number)
@@ -103,6 +133,9 @@ async def measure(
     speeds = [turn.tokens_per_second for turn in turns if turn.tokens_per_second is not None]
     return LatencyResult(
         first_audio_ms=latencies,
+        first_token_ms=tuple(
+            taken for turn in turns if (taken := after_decision_ms(turn)) is not None
+        ),
         hops_ms=_hops(turns),
         tokens_per_second=median(speeds) if speeds else None,
         memory_bytes=sum(memory.values()) if memory else None,
@@ -131,9 +164,11 @@ def _name(command: list[str]) -> str:
     return Path(command[0].split(" ")[0]).name if command else "unknown"
 
 
-async def _ask(target: Target, recording: Recording) -> list[TalkTurn]:
+async def _ask(
+    target: Target, recording: Recording, settings: conversation_pb2.SessionSettings
+) -> list[TalkTurn]:
     async with Conversation(
-        target, input_rate_hz=recording.rate_hz, speed=math.inf
+        target, input_rate_hz=recording.rate_hz, settings=settings, speed=math.inf
     ) as conversation:
         return await ask(conversation, recording)
 

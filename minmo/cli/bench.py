@@ -43,10 +43,19 @@ def latency(
     token: Token = None,
     tls_ca: TlsCa = None,
     preset: Preset = "mini",
-    mode: ModeOption = Mode.CASCADE,
+    mode: ModeOption = Mode.AUTO,
+    silence: Annotated[
+        int | None,
+        typer.Option(
+            min=200, max=5000, help="Milliseconds of silence that end a question; the server's own."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask spoken questions one by one: first-audio latency, hops, tokens per second, memory.
+
+    "Listening to first token" begins when it was decided that the question has ended. In aligned
+    mode most is read by then; with --silence 200 what is left after the last word shows.
 
     Example: minmo bench latency --count 20 --json
     """
@@ -68,6 +77,7 @@ def latency(
             return await bench.measure(
                 server.target,
                 recordings,
+                silence_ms=silence or 0,
                 supervisor_pid=server.descriptor.pid if server.descriptor else None,
                 progress=lambda done: bars.update(task, completed=done),
             )

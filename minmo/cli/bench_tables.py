@@ -16,6 +16,8 @@ def latency_table(result: LatencyResult) -> None:
         f"first audio, median of {len(result.first_audio_ms)}", f"{result.median_ms:.0f} ms"
     )
     table.add_row("first audio, 95th percentile", f"{result.p95_ms:.0f} ms")
+    if result.first_token_median_ms is not None:
+        table.add_row("listening to first token, median", f"{result.first_token_median_ms:.0f} ms")
     for hop, milliseconds in result.hops_ms.items():
         table.add_row(f"  {hop}, median", f"{milliseconds:.0f} ms")
     if result.tokens_per_second is not None:

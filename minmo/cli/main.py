@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from minmo.cli import bench, describe, say, serve, sessions, talk, transcribe
+from minmo.cli import bench, data, describe, say, serve, sessions, talk, train, transcribe
+from minmo.cli import eval as evaluation
 from minmo.cli.errors import explain
 
 app = typer.Typer(
@@ -57,6 +58,9 @@ app.command("transcribe")(transcribe.transcribe)
 app.command("describe")(describe.describe)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(bench.app, name="bench")
+app.add_typer(evaluation.app, name="eval")
+app.add_typer(train.app, name="train")
+app.add_typer(data.app, name="data")
 
 
 @app.command("weights", context_settings=_PASSED_ON, add_help_option=False)

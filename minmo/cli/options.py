@@ -12,6 +12,7 @@ import typer
 class Mode(StrEnum):
     """How an answer is made."""
 
+    AUTO = "auto"
     CASCADE = "cascade"
     ALIGNED = "aligned"
 
@@ -42,5 +43,11 @@ TlsCa = Annotated[
     ),
 ]
 Preset = Annotated[str, typer.Option(help="Preset of a server that is started.")]
-ModeOption = Annotated[Mode, typer.Option("--mode", help="Mode of a server that is started.")]
+MODES_HELP = (
+    "cascade: recognised text to the LLM; aligned: speech embeddings, which takes trained weights; "
+    "auto: aligned for presets that answer as well in it."
+)
+ModeOption = Annotated[
+    Mode, typer.Option("--mode", help=f"Mode of a server that is started. {MODES_HELP}")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]

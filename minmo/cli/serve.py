@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minmo.cli.options import Json, Mode
+from minmo.cli.options import MODES_HELP, Json, Mode
 
 if TYPE_CHECKING:
     from minmo.stack import Stack
@@ -26,14 +26,7 @@ def serve(
             help="Port of the public API; 0 takes a free one. By default 7100, or else a free one.",
         ),
     ] = None,
-    mode: Annotated[
-        Mode,
-        typer.Option(
-            envvar="MINMO_MODE",
-            help="cascade: recognised text to the LLM, its text to the voice; "
-            "aligned: speech embeddings and hidden states.",
-        ),
-    ] = Mode.CASCADE,
+    mode: Annotated[Mode, typer.Option(envvar="MINMO_MODE", help=MODES_HELP)] = Mode.AUTO,
     preset: Annotated[
         str, typer.Option(envvar="MINMO_PRESET", help="Preset whose modules are used.")
     ] = "mini",

@@ -44,7 +44,7 @@ def talk(
     token: Token = None,
     tls_ca: TlsCa = None,
     preset: Preset = "mini",
-    mode: ModeOption = Mode.CASCADE,
+    mode: ModeOption = Mode.AUTO,
 ) -> None:
     """Say recordings to MinMo as a microphone would, hear its answers, see where the time went.
 
@@ -201,6 +201,7 @@ def _write_report(
 ) -> None:
     import json
 
+    from minmo.bench.latency import after_decision_ms
     from minmo.rpc.metrics import minmo_version
 
     text = json.dumps(
@@ -211,7 +212,10 @@ def _write_report(
             "mode": turns[0].mode,
             "real_time": not fast,
             "answer": str(answer),
-            "turns": [turn.to_json() for turn in turns],
+            "turns": [
+                {**turn.to_json(), "listening_to_first_token_ms": after_decision_ms(turn)}
+                for turn in turns
+            ],
         },
         indent=2,
         ensure_ascii=False,

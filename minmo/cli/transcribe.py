@@ -45,7 +45,9 @@ def transcribe(
                 server.target, read, progress=lambda share: bars.update(task, completed=share)
             )
 
-    reach = Reach(address, token, tls_ca, StackConfig(preset=preset), quiet=as_json)
+    # Words are what the cascade's encoder is started with.
+    config = StackConfig(preset=preset, mode="cascade")
+    reach = Reach(address, token, tls_ca, config, quiet=as_json)
     transcript = reach.run(work)
     if as_json:
         typer.echo(json.dumps(asdict(transcript), indent=2, ensure_ascii=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from minmo.bench.latency import after_decision_ms
 from minmo.client.talk import TalkTurn
 
 _BAR_COLUMNS = 32
@@ -31,6 +32,9 @@ def summary(turn: TalkTurn) -> str:
     words = []
     if turn.first_audio_ms is not None:
         words.append(f"first audio {turn.first_audio_ms:.0f} ms after your last word")
+    listening = after_decision_ms(turn)
+    if listening is not None:
+        words.append(f"first token {listening:.0f} ms after the turn was over")
     if turn.tokens_per_second is not None:
         words.append(f"{turn.token_count} tokens at {turn.tokens_per_second:.0f}/s")
     if turn.audio_ms:

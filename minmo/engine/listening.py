@@ -8,20 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from minmo.model import merging
 from minmo.model.block_streaming import SAMPLE_RATE_HZ
 from minmo.model.input_projector import InputProjector
-from minmo.model.moonshine_encoder import (
-    SAMPLES_PER_FRAME,
-    SAMPLES_SEEN_PER_FRAME,
-    MoonshineEncoder,
-)
+from minmo.model.recognition_head import RecognitionHead
 from minmo.model.voice_encoder import VoiceEncoder
 
 Samples = NDArray[np.float32]
@@ -108,78 +105,73 @@ def _pad(samples: Samples, length: int) -> Samples:
 
 
 @dataclass(frozen=True)
-class EmbeddingSchedule:
-    """When a stream encodes and what it then holds final; all in samples at 16 kHz.
-
-    The encoder was trained on whole clips: a frame depends on all the others. Until its weights are
-    adapted to a causal mask, a stream encodes its last `window` at each `step`, and what it makes
-    of frames older than `look_ahead` is final. Steps stand at fixed positions of the segment, so
-    the embeddings do not depend on how the audio was cut into chunks.
+class Schedule:
+    """When a stream's speech embeddings are made; all in samples at 16 kHz.
 
     Attributes:
-        embedding: that one speech embedding stands for.
-        step: between two encodings; a multiple of `embedding`.
-        look_ahead: that a frame has behind it when it becomes final.
-        window: that one encoding sees at most; a multiple of `embedding`.
+        unit: that one embedding of the projector stands for, before merging.
+        step: a block of the encoder: from one computation to the next.
+        look_ahead: behind a block that must be there before it is encoded.
     """
 
-    embedding: int
-    step: int = 4608
-    look_ahead: int = 4608
-    window: int = 64512
-
-    def __post_init__(self) -> None:
-        for name in ("step", "window"):
-            value = getattr(self, name)
-            if value <= 0 or value % self.embedding:
-                raise ValueError(f"{name} is {value}: it must be a multiple of {self.embedding}")
-        unseen = SAMPLES_SEEN_PER_FRAME - SAMPLES_PER_FRAME
-        if self.look_ahead < unseen:
-            raise ValueError(f"look_ahead is {self.look_ahead}: a frame sees {unseen} more")
-        needed = self.look_ahead + 2 * self.step
-        if self.window < needed:
-            raise ValueError(f"window is {self.window}: look-ahead and two steps take {needed}")
-
-    @property
-    def longest_wait(self) -> int:
-        """Samples behind an embedding's own after which it is final, at the latest."""
-        return self.look_ahead + self.step - self.embedding
-
-
-class Schedule(Protocol):
-    """When a stream's embeddings are made; all in samples at 16 kHz."""
-
-    @property
-    def embedding(self) -> int:
-        """That one speech embedding stands for."""
-
-    @property
-    def step(self) -> int:
-        """Between two encodings."""
-
-    @property
-    def longest_wait(self) -> int:
-        """Behind an embedding's own after which it is final, at the latest."""
-
-
-@dataclass(frozen=True)
-class StreamingSchedule:
-    """The schedule of a `StreamingEmbedder`; see `Schedule`."""
-
-    embedding: int
+    unit: int
     step: int
     look_ahead: int
 
     @classmethod
-    def of(cls, encoder: VoiceEncoder, projector: InputProjector) -> StreamingSchedule:
+    def of(cls, encoder: VoiceEncoder, projector: InputProjector) -> Schedule:
         """That of an encoder and the projector behind it."""
         unit = projector.config.stride * encoder.samples_per_frame
         return cls(unit, encoder.block_samples, encoder.look_ahead)
 
     @property
     def longest_wait(self) -> int:
-        """Samples behind an embedding's own after which it is final, at the latest."""
-        return self.look_ahead + self.step + self.embedding
+        """Samples behind the end of a piece after which its embedding is given, at the latest.
+
+        A piece is over when the unit behind it holds another one or none. That unit may be the
+        first of the next block, which is encoded when all of it and the look-ahead are there: 2815
+        samples, 176 ms, with the blocks of `mini`.
+        """
+        straddling = self.unit if self.step % self.unit else 0
+        return self.step + straddling + self.look_ahead
+
+    def blocks(self, samples: int) -> int:
+        """How many blocks of a segment can be encoded once so many of its samples are there."""
+        return max(0, samples - self.look_ahead) // self.step
+
+    def needed(self, blocks: int) -> int:
+        """How many samples of a segment must be there for so many of its blocks."""
+        return blocks * self.step + self.look_ahead
+
+    def padded(self, samples: int) -> int:
+        """Length of a segment with the silence that it is ended with.
+
+        Up to the end of its last block and one block more: a piece may be recognised a little
+        after its sound.
+        """
+        return (-(-samples // self.step) + 1) * self.step if samples else 0
+
+
+class Heard(NamedTuple):
+    """Pieces of text that were heard, in the order in which they were said.
+
+    Attributes:
+        embeddings: `[pieces, width]`, float32, on the CPU: what the LLM reads for each.
+        tokens: their ids in the LLM's vocabulary.
+        frames: for each, the number of the projector's embedding in which it was heard first.
+    """
+
+    embeddings: Tensor
+    tokens: list[int]
+    frames: list[int]
+
+    def followed_by(self, other: Heard) -> Heard:
+        """These and then the others."""
+        return Heard(
+            torch.cat((self.embeddings, other.embeddings)),
+            self.tokens + other.tokens,
+            self.frames + other.frames,
+        )
 
 
 class Embedder(Protocol):
@@ -189,187 +181,116 @@ class Embedder(Protocol):
     def samples(self) -> int:
         """Samples taken so far."""
 
-    def process(self, chunk: Samples) -> Tensor:
-        """Takes the next samples `[samples]`, gives the final embeddings `[embeddings, width]`."""
+    @property
+    def settled(self) -> int:
+        """Samples of the segment in which all pieces that are to be heard have been given."""
 
-    def finish(self, samples: int) -> Tensor:
-        """Ends the segment at so many samples, at most those taken; gives the last embeddings."""
+    def process(self, chunk: Samples) -> Heard:
+        """Takes the next samples `[samples]`, gives the pieces that are over."""
 
-
-class StreamingEmbedder:
-    """Embeds with an encoder whose weights are adapted to the mask of its stream.
-
-    Args:
-        encoder: the voice encoder.
-        projector: makes embeddings of its frames.
-    """
-
-    def __init__(self, encoder: VoiceEncoder, projector: InputProjector) -> None:
-        self._encoder, self._projector = encoder, projector
-        kind = next(projector.parameters())
-        self._encoder_state = encoder.initial_state(1, kind.device, kind.dtype)
-        self._projector_state = projector.initial_state(1, kind.device, kind.dtype)
-        self._device = kind.device
-        self._unit = projector.config.stride * encoder.samples_per_frame
-        self.samples = 0
-        """Samples taken so far."""
-        self.embeddings = 0
-        """Embeddings given so far."""
-
-    @torch.inference_mode()
-    def process(self, chunk: Samples) -> Tensor:
-        """Takes the next samples, gives the embeddings that became final.
-
-        Args:
-            chunk: `[samples]` at 16 kHz, any number.
-
-        Returns:
-            `[embeddings, width]`, float32.
-        """
-        self.samples += len(chunk)
-        return self._embed(chunk)
-
-    @torch.inference_mode()
-    def finish(self, samples: int) -> Tensor:
-        """Ends the segment, gives the embeddings that waited for look-ahead.
-
-        Args:
-            samples: length of the segment, at most what was taken; what was taken beyond counts
-                only where it is final already.
-
-        Returns:
-            `[embeddings, width]`, float32: up to number `ceil(samples / samples an embedding)`.
-        """
-        if samples > self.samples:
-            raise ValueError(
-                f"the segment holds {self.samples} samples, it cannot end at {samples}"
-            )
-        wanted = -(-samples // self._unit) - self.embeddings
-        # Behind the end of a segment frames see silence.
-        beyond = self._encoder.block_samples + self._encoder.look_ahead + self._unit
-        made = self._embed(np.zeros(beyond, np.float32))[: max(0, wanted)]
-        return made
-
-    def _embed(self, chunk: Samples) -> Tensor:
-        if not len(chunk):
-            return torch.zeros(0, self._projector.config.output_width)
-        samples = torch.from_numpy(chunk)[None].to(self._device)
-        lengths = torch.tensor([len(chunk)], device=self._device)
-        frames, counts = self._encoder.step(samples, lengths, self._encoder_state)
-        made, counts = self._projector.step(frames, counts, self._projector_state)
-        embeddings = made[0, : int(counts)].float().cpu()
-        self.embeddings += len(embeddings)
-        return embeddings
+    def finish(self, samples: int) -> Heard:
+        """Ends the segment at so many samples, at most those taken; gives the last pieces."""
 
 
-class WindowEmbedder:
-    """Embeds with an encoder that was trained on whole clips, by encoding its last seconds anew.
+class AlignedEmbedder:
+    """Embeds with modules that were trained for it: one embedding for each piece that is heard.
 
-    Embedding i stands for samples `[768 i, 768 (i + 1))` of the segment (with the default sizes);
-    the last of a segment may stand for fewer.
+    All is computed a block at a time, at fixed positions of the segment, so the result does not
+    depend in any bit on how the audio was cut into chunks.
 
     Args:
-        encoder: the voice encoder.
+        encoder: the voice encoder, adapted to the mask of its stream.
         projector: makes embeddings of its frames.
-        schedule: when to encode.
+        head: tells the pieces in them, and mixes what the LLM reads.
     """
 
     def __init__(
-        self, encoder: MoonshineEncoder, projector: InputProjector, schedule: EmbeddingSchedule
+        self, encoder: VoiceEncoder, projector: InputProjector, head: RecognitionHead
     ) -> None:
-        expected = projector.config.stride * SAMPLES_PER_FRAME
-        if schedule.embedding != expected:
-            raise ValueError(
-                f"the schedule counts {schedule.embedding} samples an embedding, "
-                f"the projector makes one of {expected}"
-            )
-        self._encoder = encoder
-        self._projector = projector
-        self._schedule = schedule
-        self._state = projector.initial_state(1)
-        self._held: Samples = np.zeros(0, np.float32)
-        self._held_start = 0
-        self._next_step = schedule.step
-        self.embeddings = 0
-        """Embeddings given so far."""
+        self._encoder, self._projector, self._head = encoder, projector, head
+        self._schedule = Schedule.of(encoder, projector)
+        kind = next(projector.parameters())
+        self._device = kind.device
+        self._encoder_state = encoder.initial_state(1, kind.device, kind.dtype)
+        self._projector_state = projector.initial_state(1, kind.device, kind.dtype)
+        self._merging = merging.initial_state(1, head.width, head.rows.device, head.rows.dtype)
+        self._waiting: Samples = np.zeros(0, np.float32)
+        # Samples that the next block takes: the first one waits for its look-ahead too.
+        self._missing = self._schedule.needed(1)
+        self.samples = 0
+        """Samples taken so far."""
 
     @property
-    def samples(self) -> int:
-        """Samples taken so far."""
-        return self._held_start + len(self._held)
+    def settled(self) -> int:
+        """Samples of the segment in which all pieces that are to be heard have been given."""
+        state = self._merging
+        units = state.first if int(state.piece) else state.position
+        return int(units) * self._schedule.unit
 
     @torch.inference_mode()
-    def process(self, chunk: Samples) -> Tensor:
-        """Takes the next samples, gives the embeddings that became final.
+    def process(self, chunk: Samples) -> Heard:
+        """Takes the next samples, gives the pieces that are over.
 
         Args:
             chunk: `[samples]` at 16 kHz, any number.
-
-        Returns:
-            `[embeddings, width]`, float32.
         """
-        self._held = np.concatenate((self._held, chunk))
-        made = [self._none()]
-        while self._next_step <= self.samples:
-            end = self._next_step
-            made.append(self._encode(end, (end - self._schedule.look_ahead) // self._unit))
-            self._next_step += self._schedule.step
-            self._forget()
-        return torch.cat(made)
+        self.samples += len(chunk)
+        self._waiting = np.concatenate((self._waiting, chunk))
+        return self._listen()
 
     @torch.inference_mode()
-    def finish(self, samples: int) -> Tensor:
-        """Ends the segment, gives the embeddings that waited for look-ahead.
+    def finish(self, samples: int) -> Heard:
+        """Ends the segment, gives the pieces that waited.
 
         Args:
             samples: length of the segment, at most what was taken; what was taken beyond counts
-                only where it is final already.
-
-        Returns:
-            `[embeddings, width]`, float32: up to number `ceil(samples / 768)`.
+                only where it has been computed already. Silence follows, as far as
+                `Schedule.padded` says: at most three blocks are computed then.
         """
         if samples > self.samples:
             raise ValueError(
                 f"the segment holds {self.samples} samples, it cannot end at {samples}"
             )
-        return self._encode(samples, -(-samples // self._unit))
+        schedule, end = self._schedule, self._schedule.padded(samples)
+        computed = self.samples - len(self._waiting)
+        kept = self._waiting[: max(0, samples - computed)]
+        needed = schedule.needed(end // schedule.step) if end else 0
+        self._waiting = _pad(kept, needed - computed)
+        heard = self._listen()
+        none = self._head.rows.new_zeros(1, 0, self._head.width)
+        scores = none.new_zeros(1, 0, self._head.blank + 1)
+        heard = heard.followed_by(self._merge(none, scores, ending=True))
+        within = sum(frame * schedule.unit < end for frame in heard.frames)
+        return Heard(heard.embeddings[:within], heard.tokens[:within], heard.frames[:within])
 
-    def _none(self) -> Tensor:
-        return torch.zeros(0, self._projector.config.output_width)
+    def _listen(self) -> Heard:
+        """Computes all blocks that can be."""
+        heard = Heard(torch.zeros(0, self._head.width), [], [])
+        while len(self._waiting) >= self._missing:
+            block, self._waiting = np.split(self._waiting, [self._missing])
+            self._missing = self._schedule.step
+            samples = torch.from_numpy(block)[None].to(self._device)
+            lengths = torch.tensor([len(block)], device=self._device)
+            frames, counts = self._encoder.step(samples, lengths, self._encoder_state)
+            embeddings, counts = self._projector.step(
+                frames[:, : int(counts)], counts, self._projector_state
+            )
+            embeddings = embeddings[:, : int(counts)]
+            log_probabilities = self._head(embeddings)
+            mixtures = self._head.mixtures(embeddings, log_probabilities)
+            heard = heard.followed_by(self._merge(mixtures, log_probabilities, ending=False))
+        return heard
 
-    @property
-    def _unit(self) -> int:
-        return self._schedule.embedding
-
-    def _encode(self, end: int, final: int) -> Tensor:
-        """Encodes the window up to `end`; gives embeddings up to number `final`, without it."""
-        first = self.embeddings
-        if final <= first:
-            return self._none()
-        start = max(self._held_start, self._window_start(end))
-        clip = self._held[start - self._held_start : end - self._held_start]
-        # Frames see beyond their own samples: behind the end of a segment they see silence.
-        unseen = SAMPLES_SEEN_PER_FRAME - SAMPLES_PER_FRAME
-        clip = _pad(clip, final * self._unit - start + unseen)
-        assert (
-            self._encoder.frames_of(len(clip)) >= (final * self._unit - start) // SAMPLES_PER_FRAME
+    def _merge(self, mixtures: Tensor, log_probabilities: Tensor, *, ending: bool) -> Heard:
+        device = mixtures.device
+        merged = merging.merge_step(
+            mixtures,
+            log_probabilities,
+            torch.tensor([mixtures.shape[1]], device=device),
+            self._merging,
+            torch.tensor([ending], device=device),
         )
-        frames = self._encoder(torch.from_numpy(clip)[None])
-        begin, stop = (
-            (number * self._unit - start) // SAMPLES_PER_FRAME for number in (first, final)
-        )
-        self.embeddings = final
-        lengths = torch.tensor([stop - begin])
-        made, counts = self._projector.step(frames[:, begin:stop], lengths, self._state)
-        return made[0, : int(counts)]
-
-    def _window_start(self, end: int) -> int:
-        start = max(0, end - self._schedule.window)
-        return -(-start // self._unit) * self._unit
-
-    def _forget(self) -> None:
-        """Drops samples that no later window sees: none ends before the step just made."""
-        keep_from = self._window_start(self._next_step - self._schedule.step)
-        if keep_from > self._held_start:
-            self._held = self._held[keep_from - self._held_start :].copy()
-            self._held_start = keep_from
+        count = int(merged.counts)
+        tokens: list[int] = self._head.pieces[merged.classes[0, :count]].tolist()
+        frames: list[int] = merged.frames[0, :count].tolist()
+        return Heard(merged.embeddings[0, :count].float().cpu(), tokens, frames)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from minmo.stack.mode import WantedMode
 from minmo.weights import home
 
 DEFAULT_PORT = 7100
@@ -19,7 +19,7 @@ class StackConfig:
 
     Attributes:
         preset: preset whose modules are used; its weights are there (`minmo.weights.ensure`).
-        mode: ``cascade`` or ``aligned``.
+        mode: ``cascade``, ``aligned``, or ``auto`` (`minmo.stack.mode`).
         host: address that the public API listens on; everything else stays on 127.0.0.1.
         port: port of the public API; 0 takes a free one, None takes 7100 or else a free one.
         metrics: whether the processes export Prometheus metrics.
@@ -35,7 +35,7 @@ class StackConfig:
     """
 
     preset: str = "mini"
-    mode: Literal["cascade", "aligned"] = "cascade"
+    mode: WantedMode = "auto"
     host: str = "127.0.0.1"
     port: int | None = None
     metrics: bool = True

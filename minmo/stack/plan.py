@@ -12,6 +12,7 @@ from typing import Literal
 
 from minmo.stack import ready, redis, shared_memory
 from minmo.stack.config import StackConfig
+from minmo.stack.mode import Mode, chosen
 from minmo.stack.process import ProcessSpec
 from minmo.stack.threads import available_cores, thread_budget, thread_variables
 from minmo.stack.triton import triton_command
@@ -43,7 +44,7 @@ class Plan:
 
     Raises:
         StackError: a part is missing on this machine.
-        WeightsError: there is no such preset.
+        WeightsError: there is no such preset, or what its mode needs is not here.
     """
 
     config: StackConfig
@@ -54,16 +55,19 @@ class Plan:
     addresses: dict[str, str] = field(default_factory=dict, init=False)
     metrics_urls: dict[str, str] = field(default_factory=dict, init=False)
     redis_url: str = field(default="", init=False)
+    mode: Mode = field(default="cascade", init=False)
 
     def __post_init__(self) -> None:
+        self.mode = chosen(self.config.mode, self.config.preset)
         self._preset = _absolute(self.config.preset)
         self._load_seconds = _load_seconds(self.config.preset)
         cores = self.config.cores or available_cores()
         self._threads = thread_budget(cores)
         self._plan_redis()
         self._plan_triton()
-        self._plan_service("encoder", ["--preset", self._preset])
-        sends = [] if self.config.mode == "aligned" else ["--no-hidden-states"]
+        preload = "embeddings" if self.mode == "aligned" else "words"
+        self._plan_service("encoder", ["--preset", self._preset, "--preload", preload])
+        sends = [] if self.mode == "aligned" else ["--no-hidden-states"]
         self._plan_service("voice_decoder", ["--preset", self._preset, *sends])
         self._plan_service(
             "llm",
@@ -139,7 +143,7 @@ class Plan:
         config = self.config
         port, self.addresses["orchestrator"] = self.public
         arguments = [
-            *("--host", config.host, "--port", str(port), "--mode", config.mode),
+            *("--host", config.host, "--port", str(port), "--mode", self.mode),
             *("--encoder-address", self.addresses["encoder"]),
             *("--llm-address", self.addresses["llm"]),
             *("--voice-decoder-address", self.addresses["voice_decoder"]),

@@ -205,7 +205,7 @@ class Stack:
             pid=os.getpid(),
             pid_start=descriptor.process_start(os.getpid()),
             preset=self.config.preset,
-            mode=self.config.mode,
+            mode=self._planned.mode,
             address=self.addresses["orchestrator"],
             tls=self.config.tls_cert is not None,
             token=self.config.token is not None,

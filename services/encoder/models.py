@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
+import structlog
 import torch
 from tokenizers import Tokenizer
 
 from minmo.audio.vad import FRAME_SAMPLES, SileroVad
-from minmo.engine.listening import (
-    Embedder,
-    EmbeddingSchedule,
-    Recogniser,
-    Schedule,
-    StreamingEmbedder,
-    StreamingSchedule,
-    WindowEmbedder,
-)
+from minmo.engine.listening import AlignedEmbedder, Embedder, Recogniser, Schedule
 from minmo.engine.reading import (
     Read,
     read_with_moonshine,
@@ -32,88 +25,156 @@ from minmo.model.block_streaming import SAMPLE_RATE_HZ
 from minmo.model.input_projector import InputProjector
 from minmo.model.moonshine_encoder import MoonshineEncoder
 from minmo.model.moonshine_recognizer import MoonshineRecognizer
+from minmo.model.recognition_head import RecognitionHead
 from minmo.model.sense_voice_encoder import SenseVoiceEncoder
 from minmo.model.voice_encoder import VoiceEncoder
 from minmo.model.whisper_encoder import WhisperEncoder
 from minmo.model.whisper_recognizer import WhisperPrompt, WhisperRecognizer
-from minmo.presets import Preset, load_preset
-from minmo.weights.errors import WeightsError
+from minmo.presets import Preset, SizesOnly, build_module, load_preset
+from minmo.weights.aligned import aligned_folder, check_aligned
+from minmo.weights.errors import AbsentWeightsError, WeightsError
 from minmo.weights.load import weights_folder
-from minmo.weights.modules import load_module, random_module
+from minmo.weights.modules import load_module
 
+log = structlog.get_logger()
+
+Preload = Literal["all", "words", "embeddings"]
 ToText = Callable[[Sequence[int]], str]
 
 
-@dataclass(frozen=True)
-class ListeningModels:
-    """The models of a preset.
+class Aligned:
+    """What makes speech embeddings: weights that were trained together for a preset's LLM.
 
-    Attributes:
-        vad: probability of speech.
-        recogniser: words.
-        encoder: the voice encoder, shared by the recogniser and the embeddings.
-        projector: speech embeddings of the encoder's frames.
-        schedule: when embeddings are made.
+    Raises:
+        WeightsError: some are damaged, or do not belong together.
     """
 
-    vad: SileroVad
-    recogniser: Recogniser
-    encoder: VoiceEncoder
-    projector: InputProjector
-    schedule: Schedule
-
-    @classmethod
-    def load(cls, preset_name: str) -> ListeningModels:
-        """Loads a preset's models, onto the GPU if there is one.
-
-        Raises:
-            PresetError: there is no such preset.
-            WeightsError: weights are missing, or damaged.
-        """
-        preset = load_preset(preset_name)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        encoder = cast("VoiceEncoder", load_module(preset, "voice_encoder", device=device))
-        # Nobody has trained one yet: embeddings of a random projector carry speech's shape alone.
-        projector = cast("InputProjector", random_module(preset, "input_projector", device=device))
-        read, to_text = _reader(preset, encoder)
-        schedule: Schedule
-        if isinstance(encoder, MoonshineEncoder):
-            schedule = EmbeddingSchedule(projector.config.stride * encoder.samples_per_frame)
-        else:
-            schedule = StreamingSchedule.of(encoder, projector)
-        return cls(
-            vad=SileroVad(weights_folder(preset, "vad") / "silero_vad.onnx"),
-            recogniser=Recogniser(read, to_text, encoder.shortest_clip),
-            encoder=encoder,
-            projector=projector,
-            schedule=schedule,
-        )
+    def __init__(self, preset: Preset) -> None:
+        self._encoder = cast("VoiceEncoder", _load_aligned(preset, "voice_encoder"))
+        self._projector = cast("InputProjector", _load_aligned(preset, "input_projector"))
+        self._head = cast("RecognitionHead", _load_aligned(preset, "recognition_head"))
+        self.to_text = _tokenizer(weights_folder(preset, "llm"))
+        """What pieces of the LLM's vocabulary spell."""
 
     def embedder(self) -> Embedder:
         """A new segment's embedder."""
-        if isinstance(self.schedule, EmbeddingSchedule):
-            assert isinstance(self.encoder, MoonshineEncoder)
-            return WindowEmbedder(self.encoder, self.projector, self.schedule)
-        return StreamingEmbedder(self.encoder, self.projector)
+        return AlignedEmbedder(self._encoder, self._projector, self._head)
+
+
+class ListeningModels:
+    """The models of a preset, on the GPU if there is one.
+
+    Words and embeddings have voice encoders of their own, as they were published and as they were
+    adapted. A process that is asked for one of the two alone loads no more than that; what was not
+    loaded at the start comes with the first job that needs it, on the thread of the jobs.
+
+    Args:
+        preset: the preset.
+
+    Raises:
+        WeightsError: weights are missing, or damaged.
+    """
+
+    def __init__(self, preset: Preset) -> None:
+        self._preset = preset
+        self.vad = SileroVad(weights_folder(preset, "vad") / "silero_vad.onnx")
+        """Probability of speech."""
+        self.schedule: Schedule | None = None
+        """When embeddings are made; None where there are no aligned weights for them."""
+        self.width = 0
+        """Channels of an embedding; 0 where there are none."""
+        self.why_none = ""
+        """Why there are none."""
+        try:
+            check_aligned(preset)
+        except WeightsError as reason:
+            self.why_none = str(reason)
+            if not isinstance(reason, AbsentWeightsError):
+                log.warning("no speech embeddings", reason=str(reason))
+        else:
+            self.width = preset.input_projector.output_width
+            self.schedule = _schedule(preset)
+
+    @classmethod
+    def load(cls, preset_name: str, preload: Preload = "all") -> ListeningModels:
+        """Loads a preset's models.
+
+        Args:
+            preset_name: a built-in name, or the path of a TOML file.
+            preload: what to load now.
+
+        Raises:
+            PresetError: there is no such preset.
+            WeightsError: weights are missing, or damaged, or embeddings are what is to be loaded
+                and the preset has none.
+        """
+        models = cls(load_preset(preset_name))
+        if preload == "embeddings" and models.schedule is None:
+            raise WeightsError(models.why_none)
+        if preload != "embeddings":
+            _ = models.recogniser
+        if preload != "words" and models.schedule is not None:
+            _ = models.aligned
+        return models
+
+    @cached_property
+    def recogniser(self) -> Recogniser:
+        """Words, with the encoder and the decoder as they were published."""
+        device = _device()
+        encoder = cast("VoiceEncoder", load_module(self._preset, "voice_encoder", device=device))
+        read, to_text = _reader(self._preset, encoder)
+        return Recogniser(read, to_text, encoder.shortest_clip)
+
+    @cached_property
+    def aligned(self) -> Aligned:
+        """Speech embeddings."""
+        return Aligned(self._preset)
+
+    def embedder(self) -> Embedder:
+        """A new segment's embedder."""
+        return self.aligned.embedder()
+
+    def text_of(self, pieces: Sequence[int]) -> str:
+        """What pieces of the LLM's vocabulary spell."""
+        return self.aligned.to_text(pieces)
 
     def warm_up(self) -> None:
-        """Runs everything once, so that no caller pays for first calls."""
+        """Runs once what is loaded, so that no caller pays for first calls."""
         noise = np.random.default_rng(0).normal(scale=0.1, size=3 * SAMPLE_RATE_HZ)
         samples = noise.astype(np.float32)
         self.vad.stream()(samples[:FRAME_SAMPLES])
-        self.recogniser.transcribe(samples)
-        embedder = self.embedder()
-        embedder.process(samples)
-        embedder.finish(embedder.samples)
+        loaded = vars(self)
+        if "recogniser" in loaded:
+            self.recogniser.transcribe(samples)
+        if "aligned" in loaded:
+            embedder = self.embedder()
+            embedder.process(samples)
+            embedder.finish(embedder.samples)
+
+
+def _schedule(preset: Preset) -> Schedule:
+    """The schedule that a preset's sizes make, without its weights."""
+    with SizesOnly():
+        encoder = cast("VoiceEncoder", build_module(preset, "voice_encoder"))
+        projector = cast("InputProjector", build_module(preset, "input_projector"))
+    return Schedule.of(encoder, projector)
+
+
+def _load_aligned(preset: Preset, module: str) -> torch.nn.Module:
+    folder = aligned_folder(preset, module)
+    return load_module(preset, module, folder=folder, device=_device())
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _reader(preset: Preset, encoder: VoiceEncoder) -> tuple[Read, ToText]:
     """What makes words of speech in a preset: tokens of samples, text of tokens."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(encoder, SenseVoiceEncoder):
         return read_with_sense_voice(encoder), _pieces(weights_folder(preset, "voice_encoder"))
     folder = weights_folder(preset, "recognizer")
-    decoder = load_module(preset, "recognizer", device=device)
+    decoder = load_module(preset, "recognizer", device=_device())
     if isinstance(encoder, WhisperEncoder) and isinstance(decoder, WhisperRecognizer):
         config = _read_json(folder / "generation_config.json")
         prompt = WhisperPrompt.from_generation_config(cast("dict[str, object]", config))

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from minmo.audio.pcm import Samples
-from minmo.engine.listening import Embedder, Schedule
+from minmo.engine.listening import Embedder, Heard, Schedule
 from minmo.v1 import common_pb2, encoder_pb2
 
 # A segment that has much to catch up on lets other streams in between.
-_STEPS_PER_JOB = 4
+_BLOCKS_PER_JOB = 4
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a job made.
+
+    Attributes:
+        heard: the next pieces of the segment.
+        first: number of the first of them.
+        text: what they and all before them spell.
+        settled: samples of the segment in which there are no others.
+    """
+
+    heard: Heard
+    first: int
+    text: str
+    settled: int
 
 
 class Segment:
@@ -22,19 +38,29 @@ class Segment:
     Args:
         segment_id: the caller's.
         start: its first sample in the stream, at 16 kHz.
-        embedder: a new one.
+        new_embedder: makes its embedder, in its first job: the models may have to be loaded.
         schedule: the embedder's.
+        to_text: what pieces of text spell.
     """
 
-    def __init__(self, segment_id: int, start: int, embedder: Embedder, schedule: Schedule) -> None:
+    def __init__(
+        self,
+        segment_id: int,
+        start: int,
+        new_embedder: Callable[[], Embedder],
+        schedule: Schedule,
+        to_text: Callable[[Sequence[int]], str],
+    ) -> None:
         self.segment_id = segment_id
         self.start = start
-        self._embedder = embedder
+        self._new_embedder = new_embedder
+        self._embedder: Embedder | None = None
         self._schedule = schedule
+        self._to_text = to_text
         self._pending: Samples = np.zeros(0, np.float32)
         self._taken = start
         self._end: int | None = None
-        self._sent = 0
+        self._tokens: list[int] = []
         self.is_complete = False
         """Whether its last job was given out."""
 
@@ -51,9 +77,11 @@ class Segment:
     @property
     def has_work(self) -> bool:
         """Whether there is audio for a step, or an end to be made."""
-        return not self.is_complete and (
-            self._end is not None or len(self._pending) >= self._schedule.step
-        )
+        if self.is_complete:
+            return False
+        blocks = self._schedule.blocks
+        can_be_heard = blocks(self.received - self.start) > blocks(self._taken - self.start)
+        return self._end is not None or can_be_heard
 
     def add(self, samples: Samples) -> None:
         """Adds the next samples, `[samples]`."""
@@ -64,44 +92,45 @@ class Segment:
         self._pending = self._pending[: max(0, end - self._taken)]
         self._end = end
 
-    def next_job(self) -> Callable[[], Tensor]:
-        """Takes the next audio; gives a job that makes embeddings `[embeddings, width]` of it."""
-        most = _STEPS_PER_JOB * self._schedule.step
+    def next_job(self) -> Callable[[], Made]:
+        """Takes the next audio; gives a job that listens to it."""
+        heard = self._schedule.blocks(self._taken - self.start)
+        most = self._schedule.needed(heard + _BLOCKS_PER_JOB) - (self._taken - self.start)
         chunk, self._pending = self._pending[:most], self._pending[most:]
         self._taken += len(chunk)
         end = self._end if len(self._pending) == 0 else None
         self.is_complete = end is not None
 
-        def job() -> Tensor:
-            made = self._embedder.process(chunk)
-            if end is None:
-                return made
-            length = min(end - self.start, self._embedder.samples)
-            return torch.cat((made, self._embedder.finish(length)))
+        def job() -> Made:
+            if self._embedder is None:
+                self._embedder = self._new_embedder()
+            heard = self._embedder.process(chunk)
+            if end is not None:
+                last = self._embedder.finish(min(end - self.start, self._embedder.samples))
+                heard = heard.followed_by(last)
+            first = len(self._tokens)
+            self._tokens += heard.tokens
+            return Made(heard, first, self._to_text(self._tokens), self._embedder.settled)
 
         return job
 
-    def answer(self, embeddings: Tensor, *, final: bool) -> encoder_pb2.EncodeResponse:
-        """The message that carries the next embeddings, `[embeddings, width]`."""
-        rows, columns = embeddings.shape
-        first, self._sent = self._sent, self._sent + rows
-        stands_for_until = self.start + self._sent * self._schedule.embedding
-        if final and self._end is not None:
-            # The last one may reach beyond the end; if the end lies further back, what was final
-            # before the caller knew where the segment ends stays as it is.
-            over = stands_for_until - self._end
-            if over < self._schedule.embedding:
-                stands_for_until = self._end
+    def answer(self, made: Made, *, final: bool) -> encoder_pb2.EncodeResponse:
+        """The message that carries what the next job made."""
+        rows, columns = made.heard.embeddings.shape
+        # A segment may end before what was listened to until its end was known.
+        end = self.start + made.settled if not final or self._end is None else self._end
         return encoder_pb2.EncodeResponse(
             embeddings=encoder_pb2.SegmentEmbeddings(
                 segment_id=self.segment_id,
-                first_index=first,
+                first_index=made.first,
                 embeddings=common_pb2.FloatMatrix(
-                    data=embeddings.contiguous().numpy().astype("<f4", copy=False).tobytes(),
+                    data=made.heard.embeddings.numpy().astype("<f4", copy=False).tobytes(),
                     rows=rows,
                     columns=columns,
                 ),
-                end_sample=stands_for_until,
+                end_sample=end,
                 final=final,
+                pieces=made.heard.tokens,
+                text=made.text,
             )
         )

@@ -38,7 +38,9 @@ class EncoderService:
         settings = self._settings
         self._compute.start()
         try:
-            models = await asyncio.to_thread(ListeningModels.load, settings.preset)
+            models = await asyncio.to_thread(
+                ListeningModels.load, settings.preset, settings.preload
+            )
         except (WeightsError, PresetError) as error:
             raise StartError(str(error)) from error
         await self._compute.run(self, models.warm_up)

@@ -25,6 +25,7 @@ from minmo.rpc.errors import (
 from minmo.rpc.queues import BoundedStream
 from minmo.settings import EncoderSettings
 from minmo.v1 import common_pb2, encoder_pb2
+from minmo.weights.errors import WeightsError
 from services.encoder.compute import ComputeQueue
 from services.encoder.intake import AudioIntake
 from services.encoder.models import ListeningModels
@@ -145,12 +146,12 @@ class EncodeStream:
             audio_format = PcmFormat.from_proto(first.config.format)
         except AudioError as problem:
             raise _refuse(f"config.format.{problem.field}", problem) from None
+        schedule = self._models.schedule
         await self._answers.put(
             encoder_pb2.EncodeResponse(
                 ready=encoder_pb2.EncodeReady(
-                    embedding_width=self._models.projector.config.output_width,
-                    samples_per_embedding=self._models.schedule.embedding,
-                    look_ahead_samples=self._models.schedule.longest_wait,
+                    embedding_width=self._models.width,
+                    look_ahead_samples=schedule.longest_wait if schedule is not None else 0,
                 )
             )
         )
@@ -247,8 +248,8 @@ class EncodeStream:
         """Answers with the words of `[samples]`; None is silence, which has none."""
         text, seconds = "", 0.0
         if samples is not None:
-            job = partial(_timed, partial(self._models.recogniser.transcribe, samples))
-            text, seconds = await self._compute.run(self, job)
+            # The recogniser may have to be loaded, which is the compute thread's work.
+            text, seconds = await self._run(lambda: self._models.recogniser.transcribe(samples))
             metrics.ENCODER_RECOGNISE_DURATION.observe(seconds)
             _observe_real_time_factor(seconds, len(samples))
         await self._answers.put(
@@ -270,11 +271,14 @@ class EncodeStream:
                 f"segment {request.segment_id}",
                 reason="SEGMENT_OPEN",
             )
+        models = self._models
+        if models.schedule is None:
+            raise failed_precondition(models.why_none, reason="NOT_TRAINED")
         start = request.start_sample
         _check_held(intake, "start_embedding.start_sample", start)
         _check_sent(intake, "start_embedding.start_sample", start)
         self._segment = Segment(
-            request.segment_id, start, self._models.embedder(), self._models.schedule
+            request.segment_id, start, models.embedder, models.schedule, models.text_of
         )
         self._extend(self._segment, intake, intake.end)
 
@@ -324,14 +328,20 @@ class EncodeStream:
     async def _work_on(self, segment: Segment) -> None:
         while segment.has_work:
             samples = segment.samples_waiting
-            job = partial(_timed, segment.next_job())
+            job = segment.next_job()
             samples -= segment.samples_waiting
-            embeddings, seconds = await self._compute.run(self, job)
+            made, seconds = await self._run(job)
             if samples:
                 _observe_real_time_factor(seconds, samples)
-            if len(embeddings) or segment.is_complete:
-                await self._answers.put(segment.answer(embeddings, final=segment.is_complete))
+            await self._answers.put(segment.answer(made, final=segment.is_complete))
         self._embedding.pop(segment, None)
+
+    async def _run(self, work: Callable[[], Result]) -> tuple[Result, float]:
+        """Runs `work` on the compute thread; gives its result and the seconds that it took."""
+        try:
+            return await self._compute.run(self, partial(_timed, work))
+        except WeightsError as failure:
+            raise failed_precondition(str(failure), reason="WEIGHTS_UNUSABLE") from failure
 
     async def _flush(self, intake: AudioIntake) -> None:
         """The caller sends no more: ends the open segment, waits for what is computed."""

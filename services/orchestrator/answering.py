@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import grpc
 import structlog
@@ -123,6 +122,7 @@ class Answering:
         self._responses = responses
         self._on_ended = on_ended
         self._prepared: str | None = None
+        self._expected: int | None = None
         self._preparing = asyncio.Lock()
         self._latest: Utterance | None = None
         self.current: Answer | None = None
@@ -205,6 +205,7 @@ class Answering:
         async with self._preparing:
             context = self._branches.main
             if self._prepared != words:
+                self._expected = None
                 await context.rewind(spoken.checkpoint)
                 context.add(
                     [
@@ -217,10 +218,36 @@ class Answering:
                 self._prepared = words
             await context.sync()
 
+    def expect_answer(self) -> bool:
+        """Puts the start of an answer behind the user's speech, in the hope that it has ended.
+
+        The LLM may read it while nobody knows yet whether the user goes on.
+
+        Returns:
+            Whether it was not there already.
+        """
+        if self._expected is not None:
+            return False
+        self._expected = self._put_answer_start()
+        return True
+
+    async def speech_goes_on(self) -> None:
+        """Takes the start of an answer back: there is more of the user's speech."""
+        if self._expected is not None:
+            end_of_speech, self._expected = self._expected, None
+            await self._branches.main.rewind(end_of_speech)
+
+    def _put_answer_start(self) -> int:
+        """Ends the user's turn and starts the assistant's; gives where the user's speech ended."""
+        context = self._branches.main
+        end_of_speech = len(context)
+        context.add([items.turn_end(), items.role_start(common_pb2.ROLE_ASSISTANT)])
+        return end_of_speech
+
     async def forget(self, spoken: UserTurn) -> None:
         """Makes the LLM forget what it has read of a turn."""
         async with self._preparing:
-            self._prepared = None
+            self._prepared = self._expected = None
             await self._branches.main.rewind(spoken.checkpoint)
 
     # --- making an answer
@@ -260,11 +287,9 @@ class Answering:
             self._manner.sampling,
             common_pb2.FloatMatrix(),
         )
-        if read_as_speech and spoken is not None:
-            await self._write_down(answer.user, spoken)
 
     async def _understand(self, answer: Answer, spoken: UserTurn) -> str | None:
-        """The words of a turn; None if there are none. In aligned mode they may come later."""
+        """The words of a turn; None if there are none."""
         if self._manner.aligned:
             began = time.monotonic()
             try:
@@ -275,8 +300,7 @@ class Answering:
                     f"the encoder did not end the turn within {self._manner.embed_seconds:g} s"
                 ) from None
             answer.waterfall.add("embed", began)
-            words = spoken.known_words()
-            return words if words or not spoken.recognised else None
+            return spoken.known_words() or None
         words = await spoken.words()
         answer.waterfall.add("recognise", spoken.recognise_began, spoken.recognise_ended)
         return words or None
@@ -287,8 +311,8 @@ class Answering:
         context = self._branches.main
         began = time.monotonic()
         if read_as_speech:
-            answer.content = len(context)
-            context.add([items.turn_end(), items.role_start(common_pb2.ROLE_ASSISTANT)])
+            expected, self._expected = self._expected, None
+            answer.content = self._put_answer_start() if expected is None else expected
             await context.sync()
         else:
             if answer.spoken is None:
@@ -349,14 +373,6 @@ class Answering:
         await self._record.put(user)
         await self._responses.user_text(user.index, user.text, final=True)
 
-    async def _write_down(self, user: StoredTurn, spoken: UserTurn) -> None:
-        """The words of a turn that the LLM read as embeddings, for people and for the record."""
-        with contextlib.suppress(StatusError):
-            words = await spoken.words()
-            if words and words != user.text:
-                await self._record.put(replace(user, text=words))
-                await self._responses.user_text(user.index, words, final=True)
-
     # --- the end of an answer
 
     async def _conclude(
@@ -407,6 +423,7 @@ class Answering:
             return  # the branch that listens was made of what was heard
         context = self._branches.main
         if context.size > _FULL * self._manner.context_length or outcome == "failed":
+            self._expected = None
             context.replace(self._record.prompt(self._manner.prompt_limit))
         elif outcome == "interrupted":
             await context.rewind(answer.base + utterance.heard_tokens())
@@ -421,6 +438,7 @@ class Answering:
         if self._branches.overlap is not None:
             return
         if outcome == "failed":
+            self._expected = None
             context.replace(self._record.prompt(self._manner.prompt_limit))
         elif answer.content:
             # Speech goes on where it was: before the end of the user's turn.

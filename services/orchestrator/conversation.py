@@ -41,7 +41,7 @@ from services.orchestrator.turn_taking import (
     milliseconds,
     samples,
 )
-from services.orchestrator.user_turn import POSTROLL_MS, PREROLL_MS, UserTurn
+from services.orchestrator.user_turn import POSTROLL_MS, PREROLL_MS, Speech, UserTurn
 from services.orchestrator.utterance import Voice
 from services.orchestrator.waterfall import Waterfall
 
@@ -49,7 +49,7 @@ log = structlog.get_logger()
 
 MAX_TEXT_CHARACTERS = 4000
 PAUSE_MS = 200.0
-"""Silence after which the words so far are recognised, in the hope that the turn has ended."""
+"""Silence after which the LLM gets ready to answer, in the hope that the turn has ended."""
 _EVENTS_LIMIT = 1024
 _LEASE_REFRESH_SECONDS = 1.5
 _MICROPHONE_OFF_SECONDS = 0.3
@@ -151,6 +151,9 @@ class Conversation:
         self._answering: Answering | None = None
         self._width = 0
         self._turn: UserTurn | None = None
+        self._speech: Speech | None = None
+        self._overlap_checkpoint = 0
+        self._paused_at: int | None = None
         self._last_audio = time.monotonic()
         self._closing = False
 
@@ -323,8 +326,9 @@ class Conversation:
                 happened = self._floor.hear(event)
                 self._responses.position = self._floor.last.end
                 await self._on_floor(happened, answering)
-                if self._turn is not None and self._turn.is_long(event.speech_end):
-                    self._look(self._turn, event.speech_end)
+                turn = None if self._aligned else self._turn
+                if turn is not None and turn.is_long(event.speech_end):
+                    self._look(turn, event.speech_end)
             case Embeddings():
                 await self._on_embeddings(event, answering)
             case Lost(detail):
@@ -370,6 +374,7 @@ class Conversation:
         for event in events:
             match event.what:
                 case Happened.SPEECH_STARTED:
+                    self._paused_at = None
                     await self._responses.event(
                         TurnEventKind.TURN_EVENT_KIND_USER_SPEECH_STARTED, position=event.start
                     )
@@ -382,7 +387,10 @@ class Conversation:
                         TurnEventKind.TURN_EVENT_KIND_USER_SPEECH_STOPPED, position=event.end
                     )
                 case Happened.PAUSE:
-                    if self._turn is not None:
+                    self._paused_at = event.end
+                    if self._aligned:
+                        self._expect_answer(answering)
+                    elif self._turn is not None:
                         self._look(self._turn, event.end)
                 case Happened.TURN_ENDED | Happened.TURN_TOO_LONG:
                     await self._turn_ended(event, answering)
@@ -430,13 +438,18 @@ class Conversation:
             return
         if self._branches.overlap is not None:
             self._branches.adopt_overlap()
+            self._turn.checkpoint = self._overlap_checkpoint
+            if self._speech is not None:
+                self._turn.speech.append(self._speech)
             return
         if not goes_on and not self._turn.carried:
             context = self._branches.main
             context.add([items.role_start(common_pb2.ROLE_USER)])
-            for rows in await self._store.embeddings(self._session.session_id):
-                context.add([items.embeddings(self._matrix(rows))])
-        await self._start_segment()
+            # The stream before may have ended in the middle of the turn.
+            stored, words = await self._store.embeddings(self._session.session_id)
+            context.add([items.embeddings(self._matrix(rows)) for rows in stored])
+            self._turn.speech.append(Speech(0, words))
+        self._turn.speech.append(await self._listen_closely())
 
     def _new_turn(self, start: int, answering: Answering) -> UserTurn:
         """A turn; it goes on with the one before, if nothing was heard of its answer."""
@@ -451,7 +464,7 @@ class Conversation:
         turn, self._turn = self._turn, None
         turn.cancel()
         if self._aligned:
-            await self._listener.drop_segment()
+            await self._drop_speech()
         await answering.forget(turn)
 
     def _look(self, turn: UserTurn, end: int) -> None:
@@ -463,8 +476,7 @@ class Conversation:
                 return
             index = self._record.next_index
             self._in_background(self._responses.user_text(index, words, final=False))
-            if not self._aligned:
-                self._in_background(answering.prepare(turn, words))
+            self._in_background(answering.prepare(turn, words))
 
         turn.look(self._listener, end, on_words)
 
@@ -479,27 +491,78 @@ class Conversation:
         await self._responses.event(
             TurnEventKind.TURN_EVENT_KIND_USER_TURN_ENDED, position=event.end
         )
-        self._look(turn, event.end)
-        if self._aligned:
-            answering.embeddings_over.clear()
-            await self._listener.end_segment(event.end + samples(POSTROLL_MS))
         spoken_ms = max(1, round(milliseconds(event.end - event.start)))
+        if not self._aligned:
+            self._look(turn, event.end)
+            answering.begin(waterfall, spoken=turn, spoken_ms=spoken_ms)
+            return
+        if self._has_heard(event.end):
+            # What is left of the segment is silence: nothing is to be waited for.
+            answering.embeddings_over.set()
+            answering.begin(waterfall, spoken=turn, spoken_ms=spoken_ms)
+            await self._drop_speech()
+            return
+        answering.embeddings_over.clear()
+        await self._listener.end_segment(self._end_of_speech(event.end))
         answering.begin(waterfall, spoken=turn, spoken_ms=spoken_ms)
 
     # --- speech embeddings (aligned mode)
 
-    async def _start_segment(self) -> None:
-        await self._listener.start_segment(max(0, self._floor.turn_start - samples(PREROLL_MS)))
+    async def _listen_closely(self) -> Speech:
+        """Asks for the embeddings of what the user says from the start of the turn on."""
+        start = max(0, self._floor.turn_start - samples(PREROLL_MS))
+        self._speech = Speech(await self._listener.start_segment(start), end=start)
+        return self._speech
+
+    async def _drop_speech(self) -> None:
+        """Asks for no more of them; those that came are in the LLM, or of no use."""
+        self._speech = None
+        await self._listener.drop_segment()
+        await self._store.clear_embeddings(self._session.session_id)
 
     async def _on_embeddings(self, part: Embeddings, answering: Answering) -> None:
+        speech = self._speech
+        if speech is None or part.segment_id != speech.segment_id:
+            return
+        speech.text, speech.end = part.text, part.end
         if part.matrix.rows:
-            context = self._branches.listening
-            context.add([items.embeddings(part.matrix)])
-            await self._store.push_embeddings(self._session.session_id, part.matrix.data)
-            self._in_background(context.sync())
+            await self._read_on(part.matrix, answering)
         if part.final:
+            self._speech = None
             await self._store.clear_embeddings(self._session.session_id)
             answering.embeddings_over.set()
+        else:
+            self._expect_answer(answering)
+
+    async def _read_on(self, matrix: common_pb2.FloatMatrix, answering: Answering) -> None:
+        """The LLM reads what the user says while it is said."""
+        context = self._branches.listening
+        if context is self._branches.main:
+            await answering.speech_goes_on()
+        context.add([items.embeddings(matrix)])
+        self._in_background(context.sync())
+        turn, speech = self._turn, self._speech
+        words = turn.heard_words() if turn is not None else speech.text if speech else ""
+        await self._store.push_embeddings(self._session.session_id, matrix.data, words)
+        if turn is not None:
+            index = self._record.next_index
+            await self._responses.user_text(index, turn.known_words(), final=False)
+
+    def _expect_answer(self, answering: Answering) -> None:
+        """Lets the LLM get ready to answer when it has read all that was said before a pause."""
+        turn, paused_at = self._turn, self._paused_at
+        if turn is None or paused_at is None or not turn.known_words():
+            return
+        if self._has_heard(paused_at) and answering.expect_answer():
+            self._in_background(self._branches.main.sync())
+
+    def _has_heard(self, end: int) -> bool:
+        """Whether the LLM has been given all that was said before a pause that began at `end`."""
+        return self._speech is not None and self._speech.end >= self._end_of_speech(end)
+
+    def _end_of_speech(self, end: int) -> int:
+        """Up to where speech is listened to that ended at `end`: detectors are early."""
+        return min(end + samples(POSTROLL_MS), self._listener.heard_until)
 
     async def _listen_over_answer(self, answering: Answering) -> None:
         """A branch of the LLM's cache listens to the user while the assistant speaks."""
@@ -509,20 +572,21 @@ class Conversation:
         heard = answer.utterance.heard_tokens() if answer.utterance is not None else 0
         if heard:
             overlap = await self._branches.open_overlap(answer.base + heard)
-            overlap.add(
-                [items.interruption(), items.turn_end(), items.role_start(common_pb2.ROLE_USER)]
-            )
+            overlap.add([items.interruption(), items.turn_end()])
+            self._overlap_checkpoint = len(overlap)
+            overlap.add([items.role_start(common_pb2.ROLE_USER)])
         elif answer.content:
             # Nothing was heard yet: the user goes on with the turn before.
             await self._branches.open_overlap(answer.content)
+            self._overlap_checkpoint = answer.spoken.checkpoint if answer.spoken is not None else 0
         else:
             return
         await self._store.clear_embeddings(self._session.session_id)
-        await self._start_segment()
+        await self._listen_closely()
 
     async def _stop_listening_over_answer(self) -> None:
         if self._branches.overlap is not None:
-            await self._listener.drop_segment()
+            await self._drop_speech()
             self._branches.drop_overlap()
 
     def _matrix(self, rows: bytes) -> common_pb2.FloatMatrix:

@@ -49,10 +49,19 @@ class Transcript:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Speech embeddings of the open segment: `matrix` has one row each, `end` is in samples."""
+    """The next speech embeddings of the open segment, maybe none.
+
+    Attributes:
+        segment_id: the segment.
+        matrix: one row each.
+        text: what is said in the segment so far.
+        end: all up to here, in samples at 16 kHz, is in the rows so far.
+        final: whether no more will come.
+    """
 
     segment_id: int
     matrix: common_pb2.FloatMatrix
+    text: str
     end: int
     final: bool
 
@@ -78,6 +87,9 @@ class Failed:
 
 _Call = grpc.aio.StreamStreamCall[encoder_pb2.EncodeRequest, encoder_pb2.EncodeResponse]
 
+_Outbox = asyncio.Queue[encoder_pb2.EncodeRequest | None]
+"""Messages of one stream, None behind the last."""
+
 Heard = Activity | Embeddings | Lost | Found | Failed
 
 
@@ -90,10 +102,34 @@ class _Chunk:
 
 @dataclass
 class _Segment:
+    """What is known of the open segment.
+
+    Attributes:
+        received: rows since `start`.
+        before: what was said before `start`, where it was moved.
+        text: what was said since.
+        heard_until: all up to here is in the rows.
+    """
+
     segment_id: int
     start: int
     end: int | None = None
     received: int = 0
+    before: str = ""
+    text: str = ""
+    heard_until: int = 0
+
+    def go_on_from(self, position: int) -> None:
+        """Moves the start: the audio before `position` cannot be had again."""
+        self.start = max(position, self.heard_until)
+        if self.end is not None:
+            self.start = min(self.start, self.end)
+        self.before, self.text, self.received = self.words, "", 0
+
+    @property
+    def words(self) -> str:
+        """All that was said."""
+        return " ".join(part for part in (self.before, self.text) if part)
 
 
 @dataclass
@@ -136,7 +172,7 @@ class Listener:
         self._questions: dict[int, _Question] = {}
         self._segment: _Segment | None = None
         self._ids = itertools.count(1)
-        self._outbox: asyncio.Queue[encoder_pb2.EncodeRequest] = asyncio.Queue(_FEED_LIMIT)
+        self._outbox: _Outbox = asyncio.Queue(_FEED_LIMIT)
         self._arrivals: deque[tuple[int, float]] = deque(maxlen=4096)
         self._progress = time.monotonic()
         self._heard_until = 0
@@ -254,10 +290,13 @@ class Listener:
 
     async def _stream(self, *, told_lost: bool) -> StatusError:
         """Serves one stream to its end, and says why it ended."""
-        while not self._outbox.empty():
-            self._outbox.get_nowait()
-        replay = self._replay()
-        call = self._stub.Encode(self._requests(replay), metadata=call_metadata(self._session))
+        # A stream that was lost may still wait for a message: it must not get one of this stream.
+        before, self._outbox = self._outbox, asyncio.Queue(_FEED_LIMIT)
+        while not before.empty():
+            before.get_nowait()
+        before.put_nowait(None)
+        requests = self._requests(self._replay(), self._outbox)
+        call = self._stub.Encode(requests, metadata=call_metadata(self._session))
         try:
             async for response in _with_deadline(call, self._deadline, self._is_waiting):
                 self._progress = time.monotonic()
@@ -296,28 +335,37 @@ class Listener:
         requests += [_audio(chunk.data) for chunk in chunks]
         requests += [_recognise(key, question) for key, question in self._questions.items()]
         if self._segment is not None:
+            if self._segment.start < config.start_sample:
+                self._segment.go_on_from(config.start_sample)
             requests.append(_start_embedding(self._segment))
             if self._segment.end is not None:
                 requests.append(_end_embedding(self._segment, self._segment.end))
         return requests
 
     async def _requests(
-        self, replay: list[encoder_pb2.EncodeRequest]
+        self,
+        replay: list[encoder_pb2.EncodeRequest],
+        outbox: _Outbox,
     ) -> AsyncIterator[encoder_pb2.EncodeRequest]:
         sequence = itertools.count()
         for request in replay:
             if request.HasField("audio"):
                 request.audio.sequence = next(sequence)
             yield request
-        while True:
-            request = await self._outbox.get()
-            if request.HasField("audio"):
-                request.audio.sequence = next(sequence)
-            yield request
+        while (message := await outbox.get()) is not None:
+            if message.HasField("audio"):
+                message.audio.sequence = next(sequence)
+            yield message
 
     async def _send(self, request: encoder_pb2.EncodeRequest) -> None:
         try:
-            await asyncio.wait_for(self._outbox.put(request), self._deadline)
+            async with asyncio.timeout(self._deadline):
+                sent = False
+                while not sent:
+                    outbox = self._outbox
+                    await outbox.put(request)
+                    # Otherwise a new stream has begun meanwhile, without it.
+                    sent = outbox is self._outbox
         except TimeoutError:
             raise unavailable(f"the encoder took no audio for {self._deadline:g} s") from None
 
@@ -340,11 +388,17 @@ class Listener:
         # A new encoder begins the segment anew; what is known already is passed over.
         known = max(0, segment.received - part.first_index)
         matrix = _rows_from(part.embeddings, known)
-        segment.received = max(segment.received, part.first_index + part.embeddings.rows)
+        received = part.first_index + part.embeddings.rows
+        if received >= segment.received:
+            segment.received, segment.text = received, part.text.strip()
+            segment.heard_until = max(segment.heard_until, part.end_sample)
         if part.final:
             self._segment = None
-        if matrix.rows or part.final:
-            await self._on_heard(Embeddings(part.segment_id, matrix, part.end_sample, part.final))
+        await self._on_heard(
+            Embeddings(
+                part.segment_id, matrix, segment.words, segment.heard_until, final=part.final
+            )
+        )
 
     def _to_16k(self, frames: int) -> int:
         return round(frames * SAMPLE_RATE_HZ / self._format.sample_rate_hz)

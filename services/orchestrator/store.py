@@ -6,6 +6,7 @@ Keys of a session (they expire `ttl_seconds` after its last use):
 - ``minmo:session:ID:turns``       hash: index -> turn as JSON
 - ``minmo:session:ID:lease``       the stream that may write, with a short expiry
 - ``minmo:session:ID:embeddings``  list: speech embeddings of the user's open turn, short expiry
+- ``minmo:session:ID:heard``       the words in them, with the same expiry
 - ``minmo:owner:OWNER``            sorted set of the owner's session ids by creation time, which
   outlives them: ids of expired sessions are passed over, and dropped when the set is full
 
@@ -282,6 +283,7 @@ class SessionStore:
                 _turns_key(session_id),
                 _lease_key(session_id),
                 _embeddings_key(session_id),
+                _heard_key(session_id),
             )
             pipeline.zrem(_owner_key(owner), session_id)
             await pipeline.execute()
@@ -375,30 +377,41 @@ class SessionStore:
         _check(epoch, session_id)
         return int(epoch)
 
-    async def push_embeddings(self, session_id: str, rows: bytes) -> None:
-        """Appends speech embeddings of the user's open turn; they expire soon."""
+    async def push_embeddings(self, session_id: str, rows: bytes, words: str) -> None:
+        """Appends speech embeddings of the user's open turn; they expire soon.
+
+        Args:
+            session_id: the session.
+            rows: the embeddings.
+            words: what is said in them and all before them.
+        """
 
         async def work() -> None:
             pipeline = self._redis.pipeline(transaction=False)
             pipeline.rpush(_embeddings_key(session_id), rows)
             pipeline.expire(_embeddings_key(session_id), EMBEDDINGS_SECONDS)
+            pipeline.set(_heard_key(session_id), words.encode(), ex=EMBEDDINGS_SECONDS)
             await pipeline.execute()
 
         await self._call("push_embeddings", work)
 
-    async def embeddings(self, session_id: str) -> list[bytes]:
-        """Speech embeddings of the turn that was open when the last stream ended."""
+    async def embeddings(self, session_id: str) -> tuple[list[bytes], str]:
+        """Speech embeddings of the turn that was open when the last stream ended, and its words."""
 
-        async def work() -> list[bytes]:
-            rows: Any = await self._redis.lrange(_embeddings_key(session_id), 0, -1)
-            return list(rows)
+        async def work() -> tuple[list[bytes], str]:
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.lrange(_embeddings_key(session_id), 0, -1)
+            pipeline.get(_heard_key(session_id))
+            rows, words = await pipeline.execute()
+            return list(rows), (words or b"").decode()
 
         return await self._call("embeddings", work)
 
     async def clear_embeddings(self, session_id: str) -> None:
         """Forgets the speech embeddings: their turn has its text."""
         await self._call(
-            "clear_embeddings", lambda: self._redis.delete(_embeddings_key(session_id))
+            "clear_embeddings",
+            lambda: self._redis.delete(_embeddings_key(session_id), _heard_key(session_id)),
         )
 
     # --- helpers
@@ -470,6 +483,10 @@ def _lease_key(session_id: str) -> str:
 
 def _embeddings_key(session_id: str) -> str:
     return f"minmo:session:{session_id}:embeddings"
+
+
+def _heard_key(session_id: str) -> str:
+    return f"minmo:session:{session_id}:heard"
 
 
 def _owner_key(owner: str) -> str:

@@ -20,13 +20,31 @@ _MAX_SETTLED_CHARACTERS = 4000
 
 
 @dataclass
+class Speech:
+    """A stretch of the user's speech that the LLM reads as embeddings.
+
+    Attributes:
+        segment_id: of its segment.
+        text: what is heard in it so far.
+        end: all up to here, in samples at 16 kHz, has been heard.
+    """
+
+    segment_id: int
+    text: str = ""
+    end: int = 0
+
+
+@dataclass
 class UserTurn:
     """A turn of the user that has not been answered yet.
+
+    Its words are recognised (`look`), or those of its speech, where the LLM reads embeddings.
 
     Attributes:
         start: where it began, in samples at 16 kHz.
         carried: words of a turn before, whose answer was stopped before anything was heard of it.
         checkpoint: how much the LLM had read before this turn.
+        speech: what the LLM reads of it as embeddings, one after the other.
         recognise_began: when the latest recognition began (monotonic seconds).
         recognise_ended: when it ended.
     """
@@ -34,6 +52,7 @@ class UserTurn:
     start: int
     carried: str = ""
     checkpoint: int = 0
+    speech: list[Speech] = field(default_factory=list)
     recognise_began: float = 0.0
     recognise_ended: float = 0.0
     _settled: list[str] = field(default_factory=list)
@@ -77,17 +96,16 @@ class UserTurn:
         return self.known_words()
 
     def known_words(self) -> str:
-        """The words that are recognised so far."""
+        """The words that are known so far."""
         latest: list[str] = []
         if self._task is not None and self._task.done() and not self._failed():
             latest = [self._task.result().text]
-        parts = [self.carried, *self._settled, *latest]
+        parts = [self.carried, *self._settled, *latest, self.heard_words()]
         return " ".join(part for part in parts if part)
 
-    @property
-    def recognised(self) -> bool:
-        """Whether the latest recognition has ended well."""
-        return self._task is not None and self._task.done() and not self._failed()
+    def heard_words(self) -> str:
+        """The words of its speech so far."""
+        return " ".join(speech.text for speech in self.speech if speech.text)
 
     def cancel(self) -> None:
         """Stops waiting for a recognition that runs."""

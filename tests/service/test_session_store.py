@@ -153,12 +153,15 @@ async def test_epochs_grow(store: SessionStore) -> None:
 
 
 async def test_embeddings_of_the_open_turn_come_back_in_order(store: SessionStore) -> None:
+    words = ""
     made = await store.create("me", SETTINGS)
     for row in (b"one", b"two", b"three"):
-        await store.push_embeddings(made.session_id, row)
-    assert await store.embeddings(made.session_id) == [b"one", b"two", b"three"]
+        words = f"{words} {row.decode()}".strip()
+        await store.push_embeddings(made.session_id, row, words)
+    rows = [b"one", b"two", b"three"]
+    assert await store.embeddings(made.session_id) == (rows, "one two three")
     await store.clear_embeddings(made.session_id)
-    assert await store.embeddings(made.session_id) == []
+    assert await store.embeddings(made.session_id) == ([], "")
 
 
 async def test_a_killed_redis_has_lost_nothing_when_it_is_back(server: Server) -> None:

@@ -1,5 +1,9 @@
 """What an encoder stream keeps of its audio, and what it makes of a segment."""
 
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +11,15 @@ import torch
 from minmo.audio.pcm import PcmFormat, Samples
 from minmo.audio.resample import resample
 from minmo.audio.vad import VadThresholds
-from minmo.engine.listening import EmbeddingSchedule
+from minmo.engine.listening import Heard, Schedule
+from minmo.rpc.errors import StatusError
+from minmo.settings import EncoderSettings
+from minmo.v1 import encoder_pb2
 from services.encoder.audio_buffer import AudioBuffer
+from services.encoder.compute import ComputeQueue
 from services.encoder.intake import AudioIntake
 from services.encoder.segment import Segment
+from services.encoder.stream import EncodeStream
 
 
 @pytest.mark.parametrize("size", [1, 7, 10, 11, 100])
@@ -66,70 +75,108 @@ def test_only_stretches_without_any_speech_are_silent() -> None:
     assert not intake.is_silent(0, 9000)
 
 
+async def test_a_preset_that_was_not_taught_to_listen_refuses_embeddings_with_the_reason() -> None:
+    models = SimpleNamespace(
+        schedule=None,
+        width=0,
+        why_none="train it first",
+        vad=SimpleNamespace(stream=lambda: lambda samples: np.zeros(len(samples) // 512)),
+    )
+    compute, listening = ComputeQueue(1, 1), ThreadPoolExecutor(1)
+    stream = EncodeStream(EncoderSettings(), models, compute, listening)  # type: ignore[arg-type]
+
+    async def requests() -> AsyncIterator[encoder_pb2.EncodeRequest]:
+        config = encoder_pb2.EncodeConfig(format=PcmFormat(16000).to_proto())
+        yield encoder_pb2.EncodeRequest(config=config)
+        start = encoder_pb2.StartEmbedding(segment_id=1)
+        yield encoder_pb2.EncodeRequest(start_embedding=start)
+
+    answers = stream.serve(requests())
+    ready = (await anext(answers)).ready
+    assert (ready.embedding_width, ready.look_ahead_samples) == (0, 0)
+    with pytest.raises(StatusError, match="train it first") as refused:
+        await anext(answers)
+    assert (refused.value.code.name, refused.value.reason) == (
+        "FAILED_PRECONDITION",
+        "NOT_TRAINED",
+    )
+    listening.shutdown()
+
+
 class CountingEmbedder:
-    """Makes an embedding for every 10 samples; remembers what it got."""
+    """Hears one piece in each block of 768 samples, once 100 more are there."""
 
     def __init__(self) -> None:
-        self.taken: list[Samples] = []
+        self.taken: list[int] = []
         self.finished: int | None = None
-        self.embeddings = 0
+        self.pieces = 0
 
     @property
     def samples(self) -> int:
-        return sum(len(chunk) for chunk in self.taken)
+        return sum(self.taken)
 
-    def process(self, chunk: Samples) -> torch.Tensor:
-        self.taken.append(chunk)
-        return self._up_to(max(0, self.samples - 768) // 768)
+    @property
+    def settled(self) -> int:
+        return 768 * self.pieces
 
-    def finish(self, samples: int) -> torch.Tensor:
+    def process(self, chunk: Samples) -> Heard:
+        self.taken.append(len(chunk))
+        return self._up_to(SCHEDULE.blocks(self.samples))
+
+    def finish(self, samples: int) -> Heard:
         self.finished = samples
         return self._up_to(-(-samples // 768))
 
-    def _up_to(self, number: int) -> torch.Tensor:
-        made = max(0, number - self.embeddings)
-        self.embeddings += made
-        return torch.ones(made, 4)
+    def _up_to(self, number: int) -> Heard:
+        new = list(range(self.pieces, max(self.pieces, number)))
+        self.pieces += len(new)
+        return Heard(torch.ones(len(new), 4), new, new)
+
+
+SCHEDULE = Schedule(unit=768, step=768, look_ahead=100)
 
 
 def segment_of(start: int) -> tuple[Segment, CountingEmbedder]:
     embedder = CountingEmbedder()
-    schedule = EmbeddingSchedule(768, step=768, look_ahead=768, window=7680)
-    return Segment(3, start, embedder, schedule), embedder  # type: ignore[arg-type]
+    text = "abcdefghij"
+
+    def to_text(tokens: Sequence[int]) -> str:
+        return "".join(text[token] for token in tokens)
+
+    return Segment(3, start, lambda: embedder, SCHEDULE, to_text), embedder
 
 
-def test_a_segment_works_in_steps_and_says_what_its_embeddings_stand_for() -> None:
-    segment, embedder = segment_of(1000)
-    segment.add(np.zeros(700, np.float32))
-    assert not segment.has_work
-    segment.add(np.zeros(7 * 768 - 700, np.float32))
+def work(segment: Segment) -> list[encoder_pb2.SegmentEmbeddings]:
+    """The answers of all the work that there is."""
     answers = []
     while segment.has_work:
         made = segment.next_job()()
         answers.append(segment.answer(made, final=segment.is_complete).embeddings)
-    assert [len(chunk) for chunk in embedder.taken] == [4 * 768, 3 * 768]
-    assert [(answer.first_index, answer.embeddings.rows) for answer in answers] == [(0, 3), (3, 3)]
-    assert [answer.end_sample for answer in answers] == [1000 + 3 * 768, 1000 + 6 * 768]
-    assert not any(answer.final for answer in answers)
-
-
-def finish(segment: Segment) -> list[tuple[int, int, int, bool]]:
-    """Works until the segment is complete: first index, rows, end and final of each answer."""
-    answers = []
-    while segment.has_work:
-        made = segment.next_job()()
-        message = segment.answer(made, final=segment.is_complete).embeddings
-        answers.append(
-            (message.first_index, message.embeddings.rows, message.end_sample, message.final)
-        )
     return answers
+
+
+def test_a_segment_works_in_blocks_and_says_what_is_heard_in_them() -> None:
+    segment, embedder = segment_of(1000)
+    segment.add(np.zeros(867, np.float32))
+    assert not segment.has_work
+    segment.add(np.zeros(7 * 768 - 767, np.float32))
+    answers = work(segment)
+    assert embedder.taken == [4 * 768 + 100, 3 * 768]
+    assert [(answer.first_index, answer.embeddings.rows) for answer in answers] == [(0, 4), (4, 3)]
+    assert [list(answer.pieces) for answer in answers] == [[0, 1, 2, 3], [4, 5, 6]]
+    assert [answer.text for answer in answers] == ["abcd", "abcdefg"]
+    assert [answer.end_sample for answer in answers] == [1000 + 4 * 768, 1000 + 7 * 768]
+    assert not any(answer.final for answer in answers)
+    assert len(answers[0].embeddings.data) == 4 * 4 * 4
 
 
 def test_the_last_answer_is_final_and_ends_where_the_segment_ends() -> None:
     segment, embedder = segment_of(1000)
     segment.add(np.zeros(2000, np.float32))
     segment.end_at(2900)
-    assert finish(segment) == [(0, 3, 2900, True)]
+    (answer,) = work(segment)
+    assert (answer.embeddings.rows, answer.end_sample, answer.final) == (3, 2900, True)
+    assert answer.text == "abc"
     assert embedder.samples == embedder.finished == 1900
     assert segment.is_complete
 
@@ -137,13 +184,17 @@ def test_the_last_answer_is_final_and_ends_where_the_segment_ends() -> None:
 def test_an_end_before_what_was_taken_gives_a_final_without_rows() -> None:
     segment, embedder = segment_of(0)
     segment.add(np.zeros(4 * 768, np.float32))
-    segment.answer(segment.next_job()(), final=False)
+    work(segment)
     segment.end_at(1000)
-    assert finish(segment) == [(3, 0, 3 * 768, True)]
+    (answer,) = work(segment)
+    assert (answer.first_index, answer.embeddings.rows, answer.final) == (3, 0, True)
+    assert answer.text == "abc"
     assert embedder.finished == 1000
 
 
 def test_an_empty_segment_is_final_at_once() -> None:
     segment, _ = segment_of(50)
     segment.end_at(50)
-    assert finish(segment) == [(0, 0, 50, True)]
+    (answer,) = work(segment)
+    assert (answer.embeddings.rows, answer.end_sample, answer.final) == (0, 50, True)
+    assert answer.text == ""

@@ -3,24 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from minmo.audio.pcm import Samples
 from minmo.engine.listening import (
-    EmbeddingSchedule,
+    AlignedEmbedder,
+    Heard,
     Recogniser,
-    StreamingEmbedder,
-    WindowEmbedder,
+    Schedule,
     split_at_quiet,
 )
 from minmo.engine.reading import read_with_moonshine
+from minmo.model import merging
 from minmo.model.input_projector import InputProjector, InputProjectorConfig
 from minmo.model.moonshine_encoder import MoonshineEncoder, MoonshineEncoderConfig
 from minmo.model.moonshine_recognizer import MoonshineRecognizer, MoonshineRecognizerConfig
+from minmo.model.recognition_head import RecognitionHead, RecognitionHeadConfig
+from minmo.model.spelling import LONGEST_SPELLING
 from services.encoder.models import ListeningModels
 from tests.listening import recordings, weights_or_skip, word_error_rate
-
-SCHEDULE = EmbeddingSchedule(768, step=2304, look_ahead=1536, window=9216)
 
 
 def small_encoder() -> MoonshineEncoder:
@@ -28,135 +28,132 @@ def small_encoder() -> MoonshineEncoder:
     config = MoonshineEncoderConfig(
         width=16, mlp_width=32, layers=2, heads=2, rotary_dim=6, rotary_theta=10_000.0
     )
-    return MoonshineEncoder(config).eval()
+    return MoonshineEncoder(config).eval().requires_grad_(False)
 
 
-def small_projector() -> InputProjector:
-    torch.manual_seed(0)
-    config = InputProjectorConfig(input_width=16, width=16, mlp_width=32, heads=2, output_width=24)
-    return InputProjector(config).eval()
+def small_projector_and_head() -> tuple[InputProjector, RecognitionHead]:
+    """Random ones that hear several pieces, and none now and then."""
+    torch.manual_seed(3)
+    rows, pieces = 0.02 * torch.randn(40, 24), torch.randperm(60)[:40]
+    spellings = torch.randint(1, 90, (40, LONGEST_SPELLING)).to(torch.uint8)
+    config = RecognitionHeadConfig(60, 24, 40, spelling_width=16, key_width=12)
+    head = RecognitionHead(config, rows, pieces, spellings).eval().requires_grad_(False)
+    torch.nn.init.normal_(head.query_proj.weight, std=0.3)
+    torch.nn.init.normal_(head.blank_proj.weight, std=0.6)
+    head.blank_proj.bias.fill_(0.9)
+    sizes = InputProjectorConfig(
+        input_width=16, width=16, mlp_width=32, heads=2, output_width=24, letters=42
+    )
+    projector = InputProjector(sizes).eval().requires_grad_(False)
+    torch.nn.init.normal_(projector.conv.weight, std=1)
+    return projector, head
 
 
 ENCODER = small_encoder()
-PROJECTOR = small_projector()
+PROJECTOR, HEAD = small_projector_and_head()
+SCHEDULE = Schedule.of(ENCODER, PROJECTOR)
+
+
+def embedder() -> AlignedEmbedder:
+    return AlignedEmbedder(ENCODER, PROJECTOR, HEAD)
 
 
 def noise(samples: int, seed: int = 0) -> Samples:
     return np.random.default_rng(seed).normal(scale=0.2, size=samples).astype(np.float32)
 
 
-def embed(samples: Samples, chunk: int, schedule: EmbeddingSchedule = SCHEDULE) -> list[Tensor]:
-    """What each chunk gives, and at last the end."""
-    embedder = WindowEmbedder(ENCODER, PROJECTOR, schedule)
-    made = [
-        embedder.process(samples[start : start + chunk]) for start in range(0, len(samples), chunk)
-    ]
-    return [*made, embedder.finish(len(samples))]
+def streamed(audio: Samples, chunk: int) -> Heard:
+    made = embedder()
+    heard = made.process(audio[:0])
+    for start in range(0, len(audio), chunk):
+        heard = heard.followed_by(made.process(audio[start : start + chunk]))
+    return heard.followed_by(made.finish(len(audio)))
+
+
+@torch.inference_mode()
+def whole(audio: Samples) -> Heard:
+    """What the modules make of a whole clip and the silence behind it."""
+    length = SCHEDULE.padded(len(audio)) + SCHEDULE.look_ahead
+    padded = torch.from_numpy(np.pad(audio, (0, length - len(audio))))[None]
+    embeddings = PROJECTOR(ENCODER.forward_causal(padded))
+    scores = HEAD(embeddings)
+    lengths = torch.tensor([embeddings.shape[1]])
+    merged = merging.merge(HEAD.mixtures(embeddings, scores), scores, lengths)
+    count = int(merged.counts)
+    tokens = HEAD.pieces[merged.classes[0, :count]].tolist()
+    return Heard(merged.embeddings[0, :count], tokens, merged.frames[0, :count].tolist())
 
 
 @pytest.mark.parametrize("samples", [100, 768, 2304, 20_000, 40_000])
-@pytest.mark.parametrize("chunk", [160, 320, 2304, 3001, 40_000])
-def test_any_chunks_give_the_same_embeddings(samples: int, chunk: int) -> None:
+def test_a_stream_hears_what_the_whole_clip_hears(samples: int) -> None:
     audio = noise(samples)
-    whole = torch.cat(embed(audio, samples))
-    assert whole.shape == (-(-samples // 768), 24)
-    torch.testing.assert_close(torch.cat(embed(audio, chunk)), whole, atol=1e-5, rtol=0)
+    found, expected = streamed(audio, 320), whole(audio)
+    assert found.tokens == expected.tokens
+    assert found.frames == expected.frames
+    torch.testing.assert_close(found.embeddings, expected.embeddings, atol=1e-5, rtol=0)
+    if samples > 20_000:
+        assert len(set(found.tokens)) >= 3
+        # Merging left something out: the same piece twice in a row, or none.
+        assert len(found.tokens) < samples // 768
 
 
-def test_embeddings_come_while_the_audio_comes_and_never_later_than_promised() -> None:
-    audio, given = noise(30_000), 0
-    embedder = WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE)
-    for start in range(0, len(audio), 160):
-        given += len(embedder.process(audio[start : start + 160]))
-        heard = start + 160
-        assert given >= (heard - SCHEDULE.longest_wait) // 768
-        assert given * 768 <= heard - SCHEDULE.look_ahead or given == 0
-    assert embedder.embeddings == given
+@pytest.mark.parametrize("chunk", [1, 160, 2304, 3001, 40_000])
+def test_no_bit_depends_on_how_the_audio_was_cut(chunk: int) -> None:
+    audio = noise(9000 if chunk == 1 else 40_000)
+    found, expected = streamed(audio, chunk), streamed(audio, len(audio))
+    assert found.tokens == expected.tokens
+    assert torch.equal(found.embeddings, expected.embeddings)
 
 
-def test_audio_behind_the_look_ahead_does_not_change_what_is_final() -> None:
-    audio = noise(20_000)
-    changed = audio.copy()
-    changed[9216:] = noise(20_000 - 9216, seed=1)
-    same = (9216 - SCHEDULE.look_ahead) // 768
-    first, second = torch.cat(embed(audio, 160)), torch.cat(embed(changed, 160))
-    torch.testing.assert_close(first[:same], second[:same], atol=1e-5, rtol=0)
-    assert not torch.allclose(first[same + 3 :], second[same + 3 :])
-
-
-def test_the_windows_of_a_long_segment_line_up_with_its_start() -> None:
-    """Short segments see all of themselves; a window over all of a long one must agree."""
+def test_pieces_come_while_the_audio_comes_and_never_later_than_promised() -> None:
     audio = noise(40_000)
-    wide = EmbeddingSchedule(768, step=2304, look_ahead=1536, window=76_800)
-    sliding, seeing_all = (torch.cat(embed(audio, 320, schedule)) for schedule in (SCHEDULE, wide))
-    similarity = torch.cosine_similarity(sliding, seeing_all)
-    shifted = torch.cosine_similarity(sliding[1:], seeing_all[:-1])
-    assert similarity.min() > shifted.mean() + 0.05
+    everything = streamed(audio, 40_000)
+    over = [*everything.frames[1:], 10**6]
+    made, given = embedder(), 0
+    for start in range(0, len(audio), 160):
+        given += len(made.process(audio[start : start + 160]).tokens)
+        heard = start + 160
+        # A piece lasts until the next one at most.
+        due = sum(768 * end + SCHEDULE.longest_wait <= heard for end in over)
+        assert given >= due
+        assert made.settled <= heard
+        assert given == sum(768 * frame < made.settled for frame in everything.frames)
+    assert SCHEDULE.longest_wait == 2304 + 511
+    assert 0 < given < len(everything.tokens)
 
 
 def test_a_segment_may_end_before_the_audio_that_was_taken() -> None:
-    audio = noise(9000)
-    embedder = WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE)
-    before = len(embedder.process(audio))
-    assert before == (6912 - 1536) // 768
-    assert len(embedder.finish(7000)) == 10 - before
-    ended = WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE)
-    ended.process(audio)
-    assert len(ended.finish(1000)) == 0  # what was final before is not taken back
-
-
-def test_a_long_segment_that_ends_before_what_was_taken_ends_in_place() -> None:
-    audio = noise(40_000)
-    whole = torch.cat(embed(audio, 40_000))
-    embedder = WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE)
-    final = len(embedder.process(audio))
-    last = embedder.finish(768 * final + 500)
-    assert last.shape == (1, 24)
-    similarity = torch.cosine_similarity(last[0], whole)
-    assert int(similarity.argmax()) == final
+    audio = noise(30_000)
+    made = embedder()
+    before = made.process(audio)
+    assert before.tokens == streamed(audio, 30_000).tokens[: len(before.tokens)]
+    last = made.finish(5000)
+    # What was given is not taken back; what is behind the end, and its silence, is not given.
+    assert all(frame * 768 < SCHEDULE.padded(5000) for frame in last.frames)
+    waiting = embedder()
+    waiting.process(audio[:2500])
+    assert waiting.finish(2304 + 100).tokens == whole(audio[: 2304 + 100]).tokens
 
 
 def test_a_segment_cannot_end_behind_its_audio() -> None:
-    embedder = WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE)
-    embedder.process(noise(100))
+    made = embedder()
+    made.process(noise(100))
     with pytest.raises(ValueError, match="holds 100 samples, it cannot end at 101"):
-        embedder.finish(101)
+        made.finish(101)
 
 
 def test_an_empty_segment_has_no_embeddings() -> None:
-    assert WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE).finish(0).shape == (0, 24)
+    heard = embedder().finish(0)
+    assert heard.embeddings.shape == (0, 24)
+    assert heard.tokens == heard.frames == []
 
 
-def test_a_long_segment_holds_no_more_than_its_window() -> None:
-    embedder = WindowEmbedder(ENCODER, PROJECTOR, SCHEDULE)
-    for _ in range(50):
-        embedder.process(noise(4000))
-        # Less is not enough either: a segment may end right behind the last step.
-        last_step = embedder.samples // SCHEDULE.step * SCHEDULE.step
-        behind_step = embedder.samples - last_step
-        needed = min(last_step, SCHEDULE.window) - 768
-        assert needed < len(embedder._held) - behind_step <= SCHEDULE.window
-    assert embedder.samples == 200_000
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"step": 1000}, "step is 1000: it must be a multiple of 768"),
-        ({"window": 768}, "window is 768: look-ahead and two steps take 13824"),
-        ({"look_ahead": 500}, "look_ahead is 500: a frame sees 511 more"),
-    ],
-)
-def test_a_schedule_that_cannot_work_is_refused(values: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        EmbeddingSchedule(768, **values)
-
-
-def test_a_schedule_must_fit_the_projector() -> None:
-    with pytest.raises(ValueError, match="the projector makes one of 768"):
-        WindowEmbedder(
-            ENCODER, PROJECTOR, EmbeddingSchedule(384, step=2304, window=9216, look_ahead=1536)
-        )
+def test_a_long_segment_holds_no_more_than_a_block() -> None:
+    made = embedder()
+    for _ in range(20):
+        made.process(noise(4000))
+        assert len(made._waiting) < SCHEDULE.step + SCHEDULE.look_ahead
+    assert made.samples == 80_000
 
 
 def test_twenty_seconds_stay_whole() -> None:
@@ -224,7 +221,7 @@ def test_the_shortest_sound_is_recognised_and_a_long_one_piece_by_piece() -> Non
 def test_real_speech_is_recognised() -> None:
     weights_or_skip("voice_encoder")
     weights_or_skip("vad")
-    recogniser = ListeningModels.load("mini").recogniser
+    recogniser = ListeningModels.load("mini", "words").recogniser
     spoken = recordings()
     found = [recogniser.transcribe(clip.samples) for clip in spoken]
     assert word_error_rate([clip.text for clip in spoken], found) < 0.1
@@ -234,22 +231,3 @@ def test_real_speech_is_recognised() -> None:
     assert len(joined) > 20 * 16000
     text = recogniser.transcribe(joined)
     assert word_error_rate([" ".join(clip.text for clip in spoken)], [text]) < 0.15
-
-
-@pytest.mark.parametrize("samples", [100, 768, 2304, 20_000])
-@pytest.mark.parametrize("chunk", [160, 3001, 20_000])
-def test_an_adapted_encoder_streams_and_any_chunks_give_the_same(samples: int, chunk: int) -> None:
-    audio = noise(samples)
-
-    def streamed(chunk: int) -> Tensor:
-        embedder = StreamingEmbedder(ENCODER, PROJECTOR)
-        made = [embedder.process(audio[at : at + chunk]) for at in range(0, samples, chunk)]
-        return torch.cat((*made, embedder.finish(samples)))
-
-    whole = streamed(samples)
-    assert whole.shape == (-(-samples // 768), 24)
-    torch.testing.assert_close(streamed(chunk), whole, atol=1e-5, rtol=0)
-    # Behind its end the clip is silent, as the encoder's own causal forward sees it.
-    padded = np.pad(audio, (0, ENCODER.block_samples + ENCODER.look_ahead + 768))
-    frames = ENCODER.forward_causal(torch.from_numpy(padded)[None])
-    torch.testing.assert_close(whole, PROJECTOR(frames)[0, : len(whole)], atol=1e-4, rtol=0)

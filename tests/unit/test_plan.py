@@ -10,7 +10,9 @@ import pytest
 from minmo.stack import StackConfig
 from minmo.stack.plan import Plan
 from minmo.stack.process import ProcessSpec
-from minmo.weights import home
+from minmo.weights import WeightsError, home
+from minmo.weights.aligned import ALIGNED_MODULES
+from minmo.weights.folder import prepared
 from tests.unit.tiny_presets import write_preset
 
 
@@ -122,9 +124,45 @@ def test_large_weights_have_time_to_come_from_the_disk(
     assert specs["encoder"].ready_seconds == before + 100
 
 
-def test_the_voice_is_told_whether_hidden_states_come(tmp_path: Path) -> None:
-    flags = [
-        "--no-hidden-states" in plan(tmp_path, mode=mode)[1]["voice_decoder"].command
-        for mode in ("cascade", "aligned")
-    ]
-    assert flags == [True, False]
+def aligned(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Lets `mini` have aligned weights, as far as names and sizes go."""
+    monkeypatch.setenv("MINMO_HOME", str(folder))
+    for module in ALIGNED_MODULES:
+        with prepared(home.aligned_folder("mini") / module, module, 1, "training", ()):
+            pass
+
+
+def test_in_aligned_mode_embeddings_are_loaded_and_hidden_states_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aligned(monkeypatch, tmp_path)
+    for mode, preload, sent in (("cascade", "words", False), ("aligned", "embeddings", True)):
+        planned, specs = plan(tmp_path, mode=mode)
+        assert planned.mode == mode
+        assert value(specs["orchestrator"], "--mode") == mode
+        assert value(specs["encoder"], "--preload") == preload
+        assert ("--no-hidden-states" not in specs["voice_decoder"].command) is sent
+
+
+def test_a_preset_is_aligned_by_default_where_it_is_good_enough_and_its_weights_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINMO_HOME", str(tmp_path))
+    monkeypatch.setattr("minmo.weights.aligned.packaged_set", lambda name: tmp_path / "none")
+    monkeypatch.setattr("minmo.stack.mode.ALIGNED_BY_DEFAULT", frozenset({"mini"}))
+    assert plan(tmp_path)[0].mode == "cascade"
+    aligned(monkeypatch, tmp_path)
+    assert plan(tmp_path)[0].mode == "aligned"
+    assert plan(tmp_path, mode="cascade")[0].mode == "cascade"
+    monkeypatch.setattr("minmo.stack.mode.ALIGNED_BY_DEFAULT", frozenset())
+    assert plan(tmp_path)[0].mode == "cascade"
+    assert plan(tmp_path, mode="aligned")[0].mode == "aligned"
+
+
+def test_aligned_mode_without_its_weights_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINMO_HOME", str(tmp_path))
+    monkeypatch.setattr("minmo.weights.aligned.packaged_set", lambda name: tmp_path / "none")
+    with pytest.raises(WeightsError, match="'mini' has not been taught to listen"):
+        plan(tmp_path, mode="aligned")
