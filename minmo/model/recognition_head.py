@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from minmo.model.spelling import LONGEST_SPELLING, SpellingEncoder
 from minmo.model.streaming import SlotState, is_there
 
-_INITIAL_DEVIATION = 0.003
 _INITIAL_BLANK = 8.0
 _CANDIDATES = 8
 """Pieces that a mixture is made of: the likeliest; the rest of a vocabulary weighs next to
@@ -121,12 +120,11 @@ class RecognitionHead(nn.Module):
         self.register_buffer("rows", rows.detach(), persistent=False)
         self.norm = nn.LayerNorm(width)
         self.query_proj = nn.Linear(width, config.key_width)
-        # All pieces start about alike, and the blank likelier than any: most of a clip holds none.
-        nn.init.normal_(self.query_proj.weight, std=_INITIAL_DEVIATION)
         self.spelling = SpellingEncoder(config.spelling_width, config.key_width)
         self.key_norm = nn.LayerNorm(config.key_width)
         self.bias = nn.Parameter(torch.zeros(count))
         self.blank_proj = nn.Linear(width, 1)
+        # Most of a clip holds no piece.
         nn.init.constant_(self.blank_proj.bias, _INITIAL_BLANK)
         # How it was spoken comes to what was said as training finds it useful.
         self.residual_scale = nn.Parameter(torch.full((width,), 1e-3))
@@ -243,7 +241,10 @@ class RecognitionHead(nn.Module):
         """Scores `[batch, frames, classes + 1]`, float32, before they are normalised."""
         normed = self.norm(embeddings)
         bias = self.bias if classes is None else self.bias[classes]
-        found = F.linear(self.query_proj(normed), self._keys(classes), bias)
+        # The mean over a key's channels, not their sum: a step of training that moves all of them
+        # one way would move a sum by hundreds.
+        query = self.query_proj(normed) / self.config.key_width
+        found = F.linear(query, self._keys(classes), bias)
         return torch.cat((found, self.blank_proj(normed)), dim=-1).float()
 
     def _keys(self, classes: Tensor | None) -> Tensor:
@@ -289,7 +290,10 @@ class RecognitionHead(nn.Module):
 def recognition_loss(
     log_probabilities: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor
 ) -> Tensor:
-    """Connectionist temporal classification, per piece, averaged over clips.
+    """Connectionist temporal classification, per piece of the whole batch.
+
+    A mean over clips would give the one word of a short clip, among all its blanks, the weight of
+    ten words of a long one.
 
     A clip without words should be all blanks. A clip with fewer frames than its words take (one a
     piece, and a blank between two that are alike) cannot be aligned: it counts nothing.
@@ -327,8 +331,7 @@ def recognition_loss(
         blank=blank,
         reduction="none",
     )
-    per_piece = losses / target_lengths.clamp(min=1)
-    return per_piece.where(fits, 0).sum() / fits.sum().clamp(min=1)
+    return losses.where(fits, 0).sum() / target_lengths.where(fits, 0).sum().clamp(min=1)
 
 
 def _check_lengths(lengths: Tensor, most: int, what: str) -> None:
