@@ -73,7 +73,8 @@ def _head() -> RecognitionHead:
     head.pieces.copy_(torch.tensor(tokens))
     head.spellings.copy_(spellings_of([spelled[token] for token in tokens]))
     generator = torch.Generator().manual_seed(0)
-    torch.nn.init.normal_(head.query_proj.weight, std=0.3, generator=generator)
+    deviation = 0.3 * head.config.key_width
+    torch.nn.init.normal_(head.query_proj.weight, std=deviation, generator=generator)
     return head
 
 

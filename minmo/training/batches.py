@@ -33,6 +33,7 @@ from minmo.training.augmentation import (
 from minmo.training.config import AugmentationConfig, DataConfig
 from minmo.training.errors import TrainingError
 from minmo.training.shar import Clip, read_audio, read_set
+from minmo.training.words import Spans, moved
 
 _AHEAD = 4
 _NICENESS = 5
@@ -103,6 +104,8 @@ class Batch:
             asked for.
         texts: what is said.
         clips: with everything else that is known of them.
+        words: where each word of a clip is heard, silence and speed included; None where the clip
+            does not say.
         next: position in the order behind this batch.
     """
 
@@ -111,6 +114,7 @@ class Batch:
     clean: Tensor | None
     texts: tuple[str, ...]
     clips: tuple[Clip, ...]
+    words: tuple[Spans | None, ...] = ()
     next: Position | None = None
 
     def to(self, device: torch.device) -> Batch:
@@ -311,14 +315,17 @@ def assemble(
         TrainingError: a clip cannot be read.
     """
     sounds = []
+    words: list[Spans | None] = []
     for clip, epoch in planned.clips:
-        sound = read_audio(clip)
+        sound, speed = read_audio(clip), 1.0
         if augmentation is not None:
             speed = draw_speed(augmentation, generator(seed, epoch, clip.id, _SPEED))
             sound = change_speed(sound, speed) if speed != 1 else sound
         random = generator(seed, epoch, clip.id, _SILENCE)
         around = (random.uniform(*config.silence, 2) * SAMPLE_RATE).astype(np.int64)
         sounds.append(np.pad(sound, (int(around[0]), int(around[1]))))
+        spans = clip.custom.get("words")
+        words.append(moved(spans, speed, int(around[0]) / SAMPLE_RATE) if spans else None)
     changed = sounds
     if augmentation is not None:
         changed = [
@@ -337,6 +344,7 @@ def assemble(
         _padded(sounds) if clean else None,
         tuple(clip.text for clip in clips),
         clips,
+        tuple(words),
         planned.next,
     )
 

@@ -7,8 +7,8 @@ teaches what it needs to hear to answer as it answers text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -16,13 +16,18 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from minmo.model.block_streaming import BlockStreamingEncoder
+from minmo.model.block_streaming import SAMPLE_RATE_HZ, BlockStreamingEncoder
 from minmo.model.input_projector import InputProjector
 from minmo.model.llm import Llm
 from minmo.model.merging import Merged, merge
 from minmo.model.recognition_head import RecognitionHead, recognition_loss
 from minmo.model.spelling import letters_of
 from minmo.model.token_loss import IGNORED
+from minmo.training.words import Spans, spoken_words
+
+# A word may be recognised a little before it begins, as sounds run into each other, and until
+# some time after its end: seconds.
+_EARLY, _LETTERS_LATE, _PIECES_LATE = 0.03, 0.2, 0.3
 
 
 class Heard(NamedTuple):
@@ -58,6 +63,33 @@ class Targets:
     letter_lengths: Tensor
     pieces: Tensor
     piece_lengths: Tensor
+
+    def to(self, device: torch.device) -> Targets:
+        """The same on a device."""
+        return Targets(*(getattr(self, one.name).to(device) for one in fields(self)))
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Words cut out of a batch of clips, with what is said in each.
+
+    Attributes:
+        clips: `[words]`, which clip each is of.
+        starts: `[words]`, its first frame.
+        lengths: `[words]`, its frames.
+        targets: `[words, labels]`, classes.
+        target_lengths: `[words]`.
+    """
+
+    clips: Tensor
+    starts: Tensor
+    lengths: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+
+    def to(self, device: torch.device) -> Cuts:
+        """The same on a device."""
+        return Cuts(*(getattr(self, one.name).to(device) for one in fields(self)))
 
 
 class PieceTokenizer:
@@ -106,9 +138,81 @@ def targets_of(texts: Sequence[str], pieces: PieceTokenizer) -> Targets:
     return Targets(letters, letter_lengths, classes, piece_lengths)
 
 
+def letter_cuts(texts: Sequence[str], words: Sequence[Spans | None], seconds: float) -> Cuts:
+    """Words cut out at the letters' rate, of clips whose words have spans.
+
+    Args:
+        texts: of the clips.
+        words: spans of each clip's `spoken_words`, or None.
+        seconds: that one frame stands for.
+    """
+    return _cuts(texts, words, seconds, _LETTERS_LATE, lambda word, _: letters_of(word))
+
+
+def piece_cuts(
+    texts: Sequence[str], words: Sequence[Spans | None], seconds: float, pieces: PieceTokenizer
+) -> Cuts:
+    """The same at the pieces' rate."""
+
+    def classes(word: str, number: int) -> list[int]:
+        return pieces.classes(f" {word}" if number else word)
+
+    return _cuts(texts, words, seconds, _PIECES_LATE, classes)
+
+
+def _cuts(
+    texts: Sequence[str],
+    words: Sequence[Spans | None],
+    seconds: float,
+    late: float,
+    labels: Callable[[str, int], list[int]],
+) -> Cuts:
+    clips: list[int] = []
+    starts: list[int] = []
+    lengths: list[int] = []
+    rows: list[list[int]] = []
+    for clip, (text, spans) in enumerate(zip(texts, words, strict=True)):
+        spoken = spoken_words(text)
+        # Spans of other words than ours say nothing.
+        known = spans if spans is not None and len(spans) == len(spoken) else ()
+        for number, (word, span) in enumerate(zip(spoken, known, strict=bool(known))):
+            first = max(0, int((span[0] - _EARLY) / seconds))
+            clips.append(clip)
+            starts.append(first)
+            lengths.append(int((span[1] + late) / seconds) + 1 - first)
+            rows.append(labels(word, number))
+    targets, target_lengths = _padded(rows)
+    return Cuts(
+        torch.tensor(clips, dtype=torch.int64),
+        torch.tensor(starts, dtype=torch.int64),
+        torch.tensor(lengths, dtype=torch.int64),
+        targets,
+        target_lengths,
+    )
+
+
+def cut_loss(log_probabilities: Tensor, lengths: Tensor, cuts: Cuts) -> Tensor:
+    """The recognition loss of each word by itself, per label.
+
+    Args:
+        log_probabilities: `[batch, frames, classes + 1]`, the last class is the blank.
+        lengths: `[batch]`, frames of each clip; a word ends with its clip.
+        cuts: of the same clips.
+    """
+    there = (lengths[cuts.clips] - cuts.starts).clamp(min=0)
+    counts = torch.minimum(cuts.lengths, there)
+    if not len(counts):
+        return log_probabilities.new_zeros(())
+    columns = cuts.starts[:, None] + torch.arange(int(counts.max()), device=counts.device)
+    columns = columns.clamp(max=log_probabilities.shape[1] - 1)
+    words = log_probabilities[cuts.clips[:, None], columns]
+    return recognition_loss(words, counts, cuts.targets, cuts.target_lengths)
+
+
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor([len(row) for row in rows])
-    padded = torch.zeros(len(rows), max(1, int(lengths.max())), dtype=torch.int64)
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    longest = max((len(row) for row in rows), default=0)
+    padded = torch.zeros(len(rows), max(1, longest), dtype=torch.int64)
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = torch.tensor(row, dtype=torch.int64)
     return padded, lengths
@@ -146,25 +250,20 @@ class ListeningModel(nn.Module):
         counts = frame_lengths.div(stride, rounding_mode="floor").clamp(max=embeddings.shape[1])
         return Heard(frames, frame_lengths, letters, embeddings, counts)
 
-    def recognition_losses(
-        self, heard: Heard, targets: Targets, classes: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Losses of letters and of pieces, each per label.
+    @property
+    def letter_seconds(self) -> float:
+        """That one frame of letters stands for."""
+        return float(self.encoder.samples_per_frame / SAMPLE_RATE_HZ)
 
-        Args:
-            heard: of the clips.
-            targets: of the same clips.
-            classes: `[n]`, sorted: the pieces to compare with, the targets' among them; all if
-                None.
-        """
-        letters = recognition_loss(
-            heard.letters, heard.frame_lengths, targets.letters, targets.letter_lengths
-        )
-        wanted = targets.pieces
-        if classes is not None:
-            wanted = torch.searchsorted(classes, wanted).clamp(max=len(classes) - 1)
-        found = self.head(heard.embeddings, classes)
-        return letters, recognition_loss(found, heard.lengths, wanted, targets.piece_lengths)
+    @property
+    def piece_seconds(self) -> float:
+        """That one speech embedding stands for."""
+        return self.letter_seconds * self.projector.config.stride
+
+    def pieces(self, heard: Heard, classes: Tensor | None = None) -> Tensor:
+        """Log probabilities of pieces, `[batch, embeddings, n + 1]`; all of them if None."""
+        found: Tensor = self.head(heard.embeddings, classes)
+        return found
 
     def merged(self, heard: Heard) -> Merged:
         """What the LLM reads of clips."""
@@ -173,19 +272,18 @@ class ListeningModel(nn.Module):
 
 
 def sampled_classes(
-    targets: Targets, weights: Tensor, count: int, generator: torch.Generator
+    wanted: Tensor, weights: Tensor, count: int, generator: torch.Generator
 ) -> Tensor:
-    """The targets' pieces and a sample of others to tell them from, sorted.
+    """The pieces that are said and a sample of others to tell them from, sorted.
 
     Args:
-        targets: of a batch.
+        wanted: classes that are said in a batch, in any shape.
         weights: `[pieces]`, how often each is drawn.
         count: of the sample.
         generator: that draws it.
     """
-    there = torch.arange(targets.pieces.shape[1]) < targets.piece_lengths[:, None]
     others = torch.multinomial(weights, min(count, len(weights)), generator=generator)
-    classes: Tensor = torch.unique(torch.cat((targets.pieces[there], others)))
+    classes: Tensor = torch.unique(torch.cat((wanted.flatten(), others)))
     return classes
 
 

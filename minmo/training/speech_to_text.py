@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -20,7 +20,11 @@ from torch.nn import functional as F
 from minmo.model.block_streaming import BlockStreamingEncoder
 from minmo.model.input_projector import InputProjector
 from minmo.model.llm import Llm
-from minmo.model.recognition_head import RecognitionHead, RecognitionHeadConfig
+from minmo.model.recognition_head import (
+    RecognitionHead,
+    RecognitionHeadConfig,
+    recognition_loss,
+)
 from minmo.model.spelling import LETTERS, spellings_of
 from minmo.model.streaming import is_there
 from minmo.presets import Preset, build_module, load_preset, modules_of
@@ -31,7 +35,9 @@ from minmo.training.listening import (
     Heard,
     ListeningModel,
     PieceTokenizer,
-    Targets,
+    cut_loss,
+    letter_cuts,
+    piece_cuts,
     sampled_classes,
     targets_of,
 )
@@ -57,6 +63,8 @@ class SpeechToTextOptions:
     Attributes:
         letters: weight of the letters' recognition loss.
         pieces: weight of the pieces' recognition loss.
+        words: weight of both recognition losses word by word, of clips that say where their words
+            are; quicker to learn, and less exact about where one word ends and the next begins.
         distillation: weight of how far frames are from those of the pretrained encoder, which
             hears the whole clip, and without noise.
         answers: weight of how far the LLM, hearing, is from its own answers to the text.
@@ -70,6 +78,7 @@ class SpeechToTextOptions:
 
     letters: float = 1.0
     pieces: float = 1.0
+    words: float = 0.0
     distillation: float = 0.0
     answers: float = 0.0
     sampled_pieces: int = 2500
@@ -79,11 +88,11 @@ class SpeechToTextOptions:
     llm_precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        weights = (self.letters, self.pieces, self.distillation, self.answers)
+        weights = (self.letters, self.pieces, self.words, self.distillation, self.answers)
         if min(weights) < 0 or max(weights) == 0:
             raise ValueError(
-                "letters, pieces, distillation and answers are weights of losses, from 0 on, and "
-                "one at least is more"
+                "letters, pieces, words, distillation and answers are weights of losses, from 0 "
+                "on, and one at least is more"
             )
         if self.sampled_pieces < 1 or self.minimum_count < 1 or self.answer_tokens < 1:
             raise ValueError("sampled_pieces, minimum_count and answer_tokens are at least 1")
@@ -197,21 +206,41 @@ class SpeechToTextTrainee(Trainee):
         options = self._options
         heard = self.listening(batch.samples, batch.lengths)
         parts: dict[str, Tensor] = {}
-        if options.letters or options.pieces:
-            targets = targets_of(batch.texts, self._pieces)
-            classes = sampled_classes(
-                targets, self._drawn, options.sampled_pieces, torch.default_generator
-            )
-            device = batch.samples.device
-            parts["letters"], parts["pieces"] = self.listening.recognition_losses(
-                heard, _moved(targets, device), classes.to(device)
-            )
+        if options.letters or options.pieces or options.words:
+            parts |= self._recognition(batch, heard)
         if self.teacher is not None:
             parts["distillation"] = self._distillation(heard, batch)
         if self.answers is not None:
             parts["answers"] = self.answers(self.listening.merged(heard), batch.texts)
         total = torch.stack([getattr(options, name) * part for name, part in parts.items()]).sum()
         return {"loss": total, **parts}
+
+    def _recognition(self, batch: Batch, heard: Heard) -> dict[str, Tensor]:
+        """Losses of letters and of pieces, and of both word by word."""
+        options, listening, device = self._options, self.listening, batch.samples.device
+        words = batch.words if options.words else ()
+        texts = batch.texts[: len(words)]
+        targets = targets_of(batch.texts, self._pieces)
+        cuts = piece_cuts(texts, words, listening.piece_seconds, self._pieces)
+        said = torch.cat((targets.pieces.flatten(), cuts.targets.flatten()))
+        classes = sampled_classes(
+            said, self._drawn, options.sampled_pieces, torch.default_generator
+        )
+        found = listening.pieces(heard, classes.to(device))
+        targets = replace(targets, pieces=torch.searchsorted(classes, targets.pieces)).to(device)
+        parts = {
+            "letters": recognition_loss(
+                heard.letters, heard.frame_lengths, targets.letters, targets.letter_lengths
+            ),
+            "pieces": recognition_loss(found, heard.lengths, targets.pieces, targets.piece_lengths),
+        }
+        if options.words:
+            cuts = replace(cuts, targets=torch.searchsorted(classes, cuts.targets)).to(device)
+            letters = letter_cuts(texts, words, listening.letter_seconds).to(device)
+            parts["words"] = cut_loss(heard.letters, heard.frame_lengths, letters) + cut_loss(
+                found, heard.lengths, cuts
+            )
+        return parts
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Word and letter error rates, and the distance of answers where there are any."""
@@ -247,15 +276,6 @@ class SpeechToTextTrainee(Trainee):
         there = is_there(heard.frame_lengths.clamp(max=count), count)
         alike = F.cosine_similarity(heard.frames[:, :count].float(), wanted[:, :count], dim=-1)
         return (1 - alike)[there].mean()
-
-
-def _moved(targets: Targets, device: torch.device) -> Targets:
-    return Targets(
-        targets.letters.to(device),
-        targets.letter_lengths.to(device),
-        targets.pieces.to(device),
-        targets.piece_lengths.to(device),
-    )
 
 
 def _options(config: TrainingConfig) -> SpeechToTextOptions:

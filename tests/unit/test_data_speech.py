@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -26,6 +27,7 @@ from minmo.training.data.voice import (
     UnsayableError,
     Voice,
     parse_symbols,
+    with_durations,
     with_noise_as_input,
 )
 from minmo.weights.errors import WeightsError
@@ -47,10 +49,10 @@ def job(count: int = 4, shard: str = "train.0000") -> Job:
 def test_an_utterance_depends_on_its_seed_alone(folder: Path) -> None:
     ids = [[1, *range(3, 40), 2]]
     voice = Voice(folder)
-    first = voice.say(ids, 5, 1.0, seed=7)
-    assert not np.array_equal(voice.say(ids, 5, 1.0, seed=8), first)
-    assert np.array_equal(voice.say(ids, 5, 1.0, seed=7), first)
-    assert np.array_equal(Voice(folder).say(ids, 5, 1.0, seed=7), first)
+    first = voice.say(ids, 5, 1.0, seed=7).samples
+    assert not np.array_equal(voice.say(ids, 5, 1.0, seed=8).samples, first)
+    assert np.array_equal(voice.say(ids, 5, 1.0, seed=7).samples, first)
+    assert np.array_equal(Voice(folder).say(ids, 5, 1.0, seed=7).samples, first)
     assert len(first) == pytest.approx(len(ids[0]) * SAMPLES_A_PHONEME * 16000 / 22050, abs=2)
 
 
@@ -71,12 +73,31 @@ def test_the_published_network_cannot_be_seeded_which_is_why_noise_is_given(fold
 def test_sentences_are_parted_by_a_pause_and_nothing_clips(folder: Path) -> None:
     voice = Voice(folder)
     ids = [1, *range(3, 23), 2]
-    said = voice.say([ids, ids], 0, 50.0, seed=0)
-    alone = voice.say([ids], 0, 50.0, seed=0)
+    said = voice.say([ids, ids], 0, 50.0, seed=0).samples
+    alone = voice.say([ids], 0, 50.0, seed=0).samples
     assert len(said) - 2 * len(alone) == pytest.approx(0.12 * 16000, abs=3)
     assert np.abs(said).max() == pytest.approx(0.99)
     middle = said[len(alone) + 200 : len(alone) + 1700]
     assert np.abs(middle).max() < 0.01
+
+
+def test_every_word_says_when_it_is_heard(folder: Path) -> None:
+    symbols = Symbols.of(folder)
+    said = Voice(folder).say([symbols.ids("ab c"), symbols.ids("d")], 0, 1.0, seed=0)
+    sound = SAMPLES_A_PHONEME / 22050
+    # ^ _ a _ b _ space _ c _ $, a pause, ^ _ d _ $
+    second = 11 * sound + 0.12
+    expected = [(2, 5), (8, 9), (second / sound + 2, second / sound + 3)]
+    for word, (start, end) in zip(said.words, expected, strict=True):
+        assert word == pytest.approx((start * sound, end * sound), abs=1e-6)
+
+
+def test_a_network_that_hides_how_long_its_sounds_are_is_refused(tmp_path: Path) -> None:
+    model = network()
+    del model.graph.node[[node.op_type for node in model.graph.node].index("Ceil")]
+    onnx.save_model(model, tmp_path / "voice.onnx")
+    with pytest.raises(WeightsError, match="how long its sounds are"):
+        with_durations(tmp_path / "voice.onnx")
 
 
 @pytest.mark.parametrize("ids", [[], [[]], [[1, *[3] * 400, 2]]])
@@ -106,7 +127,9 @@ def test_a_shard_is_read_by_lhotse_with_all_that_is_known(folder: Path, tmp_path
     assert [cut.id for cut in cuts] == ["train-000000", "train-000001", "train-000002"]
     said = cuts[1].supervisions[0]
     assert (said.text, said.speaker, said.language) == ("Text 1.", "libritts-1", "en")
+    words = said.custom.pop("words")
     assert said.custom == {"kind": "question", "source": "quiz", "answers": ["answer 1"]}
+    assert len(words) == 2 and 0 < words[0][0] < words[0][1] < words[1][0]
     assert cuts[1].sampling_rate == 16000
     audio = cuts[1].load_audio()
     assert audio.shape == (1, cuts[1].num_samples)

@@ -24,7 +24,7 @@ from tests.listening import recordings, weights_or_skip, word_error_rate
 
 
 def small_encoder() -> MoonshineEncoder:
-    torch.manual_seed(0)
+    torch.manual_seed(5)
     config = MoonshineEncoderConfig(
         width=16, mlp_width=32, layers=2, heads=2, rotary_dim=6, rotary_theta=10_000.0
     )
@@ -33,12 +33,12 @@ def small_encoder() -> MoonshineEncoder:
 
 def small_projector_and_head() -> tuple[InputProjector, RecognitionHead]:
     """Random ones that hear several pieces, and none now and then."""
-    torch.manual_seed(3)
+    torch.manual_seed(5)
     rows, pieces = 0.02 * torch.randn(40, 24), torch.randperm(60)[:40]
     spellings = torch.randint(1, 90, (40, LONGEST_SPELLING)).to(torch.uint8)
     config = RecognitionHeadConfig(60, 24, 40, spelling_width=16, key_width=12)
     head = RecognitionHead(config, rows, pieces, spellings).eval().requires_grad_(False)
-    torch.nn.init.normal_(head.query_proj.weight, std=0.3)
+    torch.nn.init.normal_(head.query_proj.weight, std=0.3 * config.key_width)
     torch.nn.init.normal_(head.blank_proj.weight, std=0.6)
     head.blank_proj.bias.fill_(0.9)
     sizes = InputProjectorConfig(
@@ -178,7 +178,7 @@ def test_a_long_segment_is_cut_where_it_is_quiet() -> None:
 
 def small_recogniser(heard: list[int]) -> Recogniser:
     """A recogniser of random weights; notes how many tokens each piece gave."""
-    torch.manual_seed(0)
+    torch.manual_seed(5)
     config = MoonshineRecognizerConfig(
         width=16,
         mlp_width=32,

@@ -29,6 +29,7 @@ from minmo.training.data.shards import (
     write_shard,
 )
 from minmo.training.data.voice import RATE_HZ, VOICE, Symbols, UnsayableError, Voice
+from minmo.training.words import spoken_words
 
 NAME = "libritts"
 
@@ -130,14 +131,17 @@ def _clip(
 ) -> tuple[Clip | None, str]:
     seed = int.from_bytes(hashlib.sha256(f"{line.voice} {line.text}".encode()).digest()[:8], "big")
     try:
-        samples = voice.say([symbols.ids(s) for s in sentences], line.voice, line.rate, seed)
+        said = voice.say([symbols.ids(s) for s in sentences], line.voice, line.rate, seed)
     except UnsayableError:
         return None, "cannot be said"
+    samples, custom = said.samples, dict(line.custom)
+    if len(said.words) == len(spoken_words(line.text)):
+        custom["words"] = [[round(start, 3), round(end, 3)] for start, end in said.words]
     if len(samples) < _SHORTEST_SECONDS * RATE_HZ:
         return None, "too short"
     if len(samples) > _LONGEST_SECONDS * RATE_HZ:
         return None, "too long"
-    return Clip(line.id, samples, line.text, f"{NAME}-{line.voice}", line.custom), ""
+    return Clip(line.id, samples, line.text, f"{NAME}-{line.voice}", custom), ""
 
 
 def make_shards(

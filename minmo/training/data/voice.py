@@ -1,20 +1,20 @@
 """The voice that training speech is made with: a VITS of 904 speakers, run by onnxruntime.
 
 The published network draws its noise inside, from a generator that nothing can reset between two
-utterances. Here the noise is an input, so that an utterance depends on its own seed alone.
+utterances. Here the noise is an input, so that an utterance depends on its own seed alone. How long
+each sound is, which the network decides inside, is an output.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import soxr
-from numpy.typing import NDArray
 
 from minmo.audio.pcm import Samples
 from minmo.training.data.errors import DataError
@@ -36,6 +36,10 @@ _NOISES = {"duration_noise": "/dp/RandomNormalLike", "frame_noise": "/RandomNorm
 _FRAME_WIDTH = 192
 # 23 s at 86 frames a second; a sentence that needs more is refused.
 _MOST_FRAMES = 2048
+_FRAME_SECONDS = 256 / _VOICE_HZ
+_DURATIONS = "Ceil"
+# Sounds of their own, but of no word.
+_NO_WORD = frozenset('_^$ !(),-.:;?"«»¡¿—…')
 # Deviations of frames and of durations, as the voice was published.
 _NOISE_SCALE, _DURATION_NOISE_SCALE = 0.667, 0.8
 _PAUSE_SECONDS = 0.12
@@ -44,6 +48,19 @@ _LOUDEST = 0.99
 
 class UnsayableError(Exception):
     """The voice cannot say this."""
+
+
+class Said(NamedTuple):
+    """An utterance.
+
+    Attributes:
+        samples: `[samples]` at 16 kHz.
+        words: start and end of each word, in seconds; a word is what the phonemes write as one,
+            which may be two of the text.
+    """
+
+    samples: Samples
+    words: list[tuple[float, float]]
 
 
 class Voice:
@@ -62,12 +79,13 @@ class Voice:
         # What it cannot say is an answer here, not an error to be logged.
         options.log_severity_level = 4
         self._session = onnxruntime.InferenceSession(
-            folder / _MODEL, options, providers=["CPUExecutionProvider"]
+            with_durations(folder / _MODEL), options, providers=["CPUExecutionProvider"]
         )
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        symbols = Symbols.of(folder)
+        self._space, self._no_word = symbols.numbers_of(" "), symbols.numbers_of(_NO_WORD)
 
-    def say(
-        self, sentences: Sequence[Sequence[int]], speaker: int, rate: float, seed: int
-    ) -> Samples:
+    def say(self, sentences: Sequence[Sequence[int]], speaker: int, rate: float, seed: int) -> Said:
         """One utterance.
 
         Args:
@@ -77,26 +95,40 @@ class Voice:
             seed: of the noise: equal arguments give equal samples on one machine and version of
                 onnxruntime.
 
-        Returns:
-            `[samples]` at 16 kHz.
-
         Raises:
             UnsayableError: a sentence is empty or too long.
         """
         noise = np.random.default_rng(seed)
         pause = np.zeros(int(_PAUSE_SECONDS * _VOICE_HZ), np.float32)
         parts: list[Samples] = []
+        words: list[tuple[float, float]] = []
         for ids in sentences:
-            parts += [self._sentence(ids, speaker, rate, noise), pause]
+            begin = sum(map(len, parts)) / _VOICE_HZ
+            samples, lengths = self._sentence(ids, speaker, rate, noise)
+            words += [(begin + start, begin + end) for start, end in self._words(ids, lengths)]
+            parts += [samples, pause]
         if not parts:
             raise UnsayableError("there is nothing to say")
-        samples: Samples = soxr.resample(np.concatenate(parts[:-1]), _VOICE_HZ, RATE_HZ, "HQ")
-        peak = float(np.abs(samples).max(initial=0.0))
-        return samples if peak <= _LOUDEST else samples * np.float32(_LOUDEST / peak)
+        whole: Samples = soxr.resample(np.concatenate(parts[:-1]), _VOICE_HZ, RATE_HZ, "HQ")
+        peak = float(np.abs(whole).max(initial=0.0))
+        return Said(whole if peak <= _LOUDEST else whole * np.float32(_LOUDEST / peak), words)
+
+    def _words(self, ids: Sequence[int], lengths: Samples) -> list[tuple[float, float]]:
+        """Words of one sentence, from how many frames each of its phonemes lasts."""
+        words: list[tuple[float, float]] = []
+        goes_on, ends = False, np.cumsum(lengths) * _FRAME_SECONDS
+        for number, length, end in zip(ids, lengths, ends, strict=True):
+            if number in self._space:
+                goes_on = False
+            elif number not in self._no_word:
+                start = words.pop()[0] if goes_on else float(end - length * _FRAME_SECONDS)
+                words.append((start, float(end)))
+                goes_on = True
+        return words
 
     def _sentence(
         self, ids: Sequence[int], speaker: int, rate: float, noise: np.random.Generator
-    ) -> Samples:
+    ) -> tuple[Samples, Samples]:
         if not ids:
             raise UnsayableError("a sentence has no sounds")
         given = {
@@ -110,11 +142,11 @@ class Voice:
         from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
         try:
-            said: NDArray[np.float32] = self._session.run(None, given)[0]
+            said, lengths = self._session.run(self._outputs, given)
         except (Fail, RuntimeException) as error:
             # The noise has fewer frames than the sentence.
             raise UnsayableError(f"a sentence of {len(ids)} phonemes is too long") from error
-        return said.reshape(-1)
+        return said.reshape(-1), lengths.reshape(-1)
 
 
 class Symbols:
@@ -129,6 +161,10 @@ class Symbols:
     def of(cls, folder: Path) -> Symbols:
         """Those of the voice in a folder."""
         return cls(json.loads((folder / _SYMBOLS).read_text("utf-8")))
+
+    def numbers_of(self, symbols: Iterable[str]) -> frozenset[int]:
+        """Numbers of those symbols that the voice has."""
+        return frozenset(self._numbers[one] for one in symbols if one in self._numbers)
 
     def ids(self, phonemes: str) -> list[int]:
         """A sentence's phonemes, one a character, to what the voice reads."""
@@ -179,6 +215,23 @@ def with_noise_as_input(model: onnx.ModelProto) -> onnx.ModelProto:
         graph.input.append(helper.make_tensor_value_info(given, TensorProto.FLOAT, shape))
     onnx.checker.check_model(model)
     return model
+
+
+def with_durations(path: Path) -> bytes:
+    """The network with one more output: `[1, 1, phonemes]`, frames that each phoneme lasts.
+
+    Raises:
+        WeightsError: it is not the network that it should be.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    found = [node.output[0] for node in model.graph.node if node.op_type == _DURATIONS]
+    if len(found) != 1:
+        raise WeightsError(f"{path} does not say how long its sounds are; it is not the pinned one")
+    model.graph.output.append(onnx.ValueInfoProto(name=found[0]))
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def _build(unpacked: Path, folder: Path) -> None:
