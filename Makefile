@@ -25,7 +25,7 @@ run: $(VENV)/.installed ## Install, fetch the weights, ask a question, serve unt
 
 test: $(VENV)/.installed-dev minmo/v1/.generated ## Run all tests (PYTEST_ARGS: which, how)
 	@$(BIN)/minmo weights
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(if $(PYTEST_ARGS),$(BIN)/python -m pytest $(PYTEST_ARGS),$(call all_tests))
 
 lint: $(VENV)/.installed-dev minmo/v1/.generated ## Check style, types, imports and contracts
 	@$(BIN)/ruff check
@@ -65,6 +65,12 @@ $(VENV)/.installed-dev: $(INSTALLS)
 minmo/v1/.generated: $(VENV)/.installed-dev
 	@$(BIN)/python tools/generate_protos.py
 	@touch $@
+
+# Unit tests share the cores, a file each; tests with servers of their own need them all.
+define all_tests
+OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/unit \
+	&& $(BIN)/python -m pytest tests/service tests/system
+endef
 
 define set_up
 $(if $(PYTHON),$(PYTHON) tools/set_up.py $(1) -- $(PIP_ARGS),\
