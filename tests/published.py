@@ -7,6 +7,8 @@ packages are entered without running their `__init__`, and libraries that read a
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -15,11 +17,12 @@ from types import ModuleType
 
 def published(name: str) -> ModuleType:
     """A module such as `chatterbox.models.s3gen.flow`, with nothing around it."""
-    _leave_out("librosa", "torchaudio", "torchaudio.compliance", "torchaudio.compliance.kaldi")
-    parts = name.split(".")
-    for length in range(1, len(parts)):
-        _enter(".".join(parts[:length]))
-    return importlib.import_module(name)
+    left_out = ("librosa", "torchaudio", "torchaudio.compliance", "torchaudio.compliance.kaldi")
+    with _without(*left_out):
+        parts = name.split(".")
+        for length in range(1, len(parts)):
+            _enter(".".join(parts[:length]))
+        return importlib.import_module(name)
 
 
 @cache
@@ -36,9 +39,16 @@ def _enter(package: str) -> None:
     sys.modules[package] = module
 
 
-def _leave_out(*names: str) -> None:
-    for name in names:
-        if name not in sys.modules:
-            module = ModuleType(name)
-            module.__spec__ = ModuleSpec(name, None)
-            sys.modules[name] = module
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Empty modules stand for these meanwhile; others ask later whether they are installed."""
+    missing = [name for name in names if name not in sys.modules]
+    for name in missing:
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        sys.modules[name] = module
+    try:
+        yield
+    finally:
+        for name in missing:
+            del sys.modules[name]

@@ -4,9 +4,9 @@ Two Transformer layers and one convolution that halves the rate, as in the paper
 Attention looks back only, over a bounded number of frames, and the convolution is causal, so a
 stream that gets its frames piece by piece makes exactly what the whole clip makes.
 
-Where it has letters, a frame first says which letter is heard in it, and the layers read that
-together with the frame (self-conditioned connectionist temporal classification, Nozaki and Komatsu,
-2021): words that are rare are spelled, not guessed.
+Where it has letters, the first layer says which letter is heard in each frame, and the others read
+that together with the frame (self-conditioned connectionist temporal classification, Nozaki and
+Komatsu, 2021): words that are rare are spelled, not guessed.
 """
 
 from __future__ import annotations
@@ -103,23 +103,6 @@ class InputProjector(nn.Module):
         )
         self.norm = nn.LayerNorm(config.output_width)
 
-    def letters(self, frames: Tensor) -> Tensor:
-        """Scores of the letter heard in each frame, before they are normalised.
-
-        Args:
-            frames: `[batch, frames, input_width]`.
-
-        Returns:
-            `[batch, frames, letters + 1]`, the last class is the blank; for `recognition_loss`.
-
-        Raises:
-            ValueError: the projector has no letters.
-        """
-        if self.letter_head is None:
-            raise ValueError("this projector has no letters: its preset says letters = 0")
-        scores: Tensor = self.letter_head(self.in_proj(frames))
-        return scores
-
     def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Projects whole clips.
 
@@ -132,18 +115,35 @@ class InputProjector(nn.Module):
             `[batch, frames // stride, output_width]`, zeros behind a clip's own
             `lengths // stride`.
         """
+        return self.listen(frames, lengths)[0]
+
+    def listen(self, frames: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Projects whole clips, and says which letters are heard in them.
+
+        Args:
+            frames: as `forward` takes them.
+            lengths: the same.
+
+        Returns:
+            What `forward` gives, and scores before they are normalised, for `recognition_loss`:
+            `[batch, frames, letters + 1]`, the last class is the blank; None without letters.
+        """
         config = self.config
         count = frames.shape[1] // config.stride
         if lengths is not None:
             frames = _cleared(frames, lengths)
-        hidden = self._enter(frames)
-        for layer in self._layers:
+        hidden, letters = self.in_proj(frames), None
+        for number, layer in enumerate(self._layers):
             hidden = layer(hidden)
+            if number == 0:
+                hidden, letters = self._spell(hidden)
         padded = F.pad(
             hidden[:, : count * config.stride], (0, 0, config.kernel_size - config.stride, 0)
         )
         embeddings = self._downsample(padded, count)
-        return embeddings if lengths is None else _cleared(embeddings, lengths // config.stride)
+        if lengths is not None:
+            embeddings = _cleared(embeddings, lengths // config.stride)
+        return embeddings, letters
 
     def initial_state(
         self, slots: int, device: torch.device | None = None, dtype: torch.dtype | None = None
@@ -175,9 +175,11 @@ class InputProjector(nn.Module):
         length, position = frames.shape[1], state.position.clone()
         in_sight = context_positions(position, lengths, config.left_context, length)
         mask = band_mask(frame_positions(position, length), in_sight, config.left_context)
-        hidden = self._enter(_cleared(frames, lengths))
-        for layer, layer_state in zip(self._layers, state.layers, strict=True):
-            hidden = layer.step(hidden, lengths, mask, layer_state)
+        hidden = self.in_proj(_cleared(frames, lengths))
+        for number, layer in enumerate(self._layers):
+            hidden = layer.step(hidden, lengths, mask, state.layers[number])
+            if number == 0:
+                hidden, _ = self._spell(hidden)
         joined, tail = advance(state.tail, hidden, lengths)
         state.tail.copy_(tail)
         state.position.add_(lengths)
@@ -186,14 +188,12 @@ class InputProjector(nn.Module):
         counts = (position + lengths) // config.stride - position // config.stride
         return self._downsample(windows, count), counts
 
-    def _enter(self, frames: Tensor) -> Tensor:
-        """What the first layer reads, `[batch, frames, width]`."""
-        hidden: Tensor = self.in_proj(frames)
+    def _spell(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the second layer reads, `[batch, frames, width]`, and the scores of letters."""
         if self.letter_head is None:
-            return hidden
-        heard = self.letter_head(hidden).softmax(-1)
-        conditioned: Tensor = hidden + self.letter_proj(heard)
-        return conditioned
+            return hidden, None
+        scores: Tensor = self.letter_head(hidden)
+        return hidden + self.letter_proj(scores.softmax(-1)), scores
 
     def _windows(self, joined: Tensor, waiting: Tensor, count: int) -> Tensor:
         """What the convolution sees of each slot.

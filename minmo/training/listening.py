@@ -241,11 +241,25 @@ class ListeningModel(nn.Module):
                 there too.
             lengths: `[batch]`, samples of each clip.
         """
+        return self.hear(*self.frames(samples, lengths))
+
+    def frames(self, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The voice encoder's frames of clips, `[batch, frames, width]`, and how many of each."""
         frames = self.encoder.forward_causal(samples)
-        frame_lengths = lengths.div(self.encoder.samples_per_frame, rounding_mode="floor")
-        frame_lengths = frame_lengths.clamp(max=frames.shape[1])
-        letters = self.projector.letters(frames).float().log_softmax(-1)
-        embeddings = self.projector(frames)
+        counts = lengths.div(self.encoder.samples_per_frame, rounding_mode="floor")
+        return frames, counts.clamp(max=frames.shape[1])
+
+    def hear(self, frames: Tensor, frame_lengths: Tensor) -> Heard:
+        """What comes behind the voice encoder.
+
+        Args:
+            frames: `[batch, frames, encoder width]`.
+            frame_lengths: `[batch]`, how many of them are there.
+        """
+        embeddings, scores = self.projector.listen(frames)
+        if scores is None:
+            raise ValueError("the input projector has no letters: its preset says letters = 0")
+        letters = scores.float().log_softmax(-1)
         stride = self.projector.config.stride
         counts = frame_lengths.div(stride, rounding_mode="floor").clamp(max=embeddings.shape[1])
         return Heard(frames, frame_lengths, letters, embeddings, counts)

@@ -42,6 +42,7 @@ from minmo.training.listening import (
     targets_of,
 )
 from minmo.training.own_answers import OwnAnswers
+from minmo.training.remembering import RememberedFrames
 from minmo.training.stage import Stage, StateDict, Trainee, Weights
 from minmo.training.tables import build
 from minmo.training.transcripts import error_rate, letters_text, plain_words
@@ -71,6 +72,9 @@ class SpeechToTextOptions:
         sampled_pieces: pieces that a batch's own are told from, drawn anew for each.
         minimum_count: how often the training text has a piece that is to be recognised; single
             letters always are.
+        remember_mb: megabytes of the frozen voice encoder's frames to keep, 87 for an hour of
+            `mini`'s; each clip stays as it was first heard, so silence and speed must not be drawn
+            anew. 0 to encode each time.
         answer_tokens: of the LLM's own answers, at most.
         system_prompt: who the LLM is told it is; empty for nothing.
         llm_precision: of the frozen LLM's computation.
@@ -83,6 +87,7 @@ class SpeechToTextOptions:
     answers: float = 0.0
     sampled_pieces: int = 2500
     minimum_count: int = 4
+    remember_mb: float = 0.0
     answer_tokens: int = 24
     system_prompt: str = ""
     llm_precision: Literal["float32", "bfloat16"] = "float32"
@@ -94,6 +99,8 @@ class SpeechToTextOptions:
                 "letters, pieces, words, distillation and answers are weights of losses, from 0 "
                 "on, and one at least is more"
             )
+        if self.remember_mb < 0:
+            raise ValueError(f"remember_mb is {self.remember_mb:g}: it is 0 or more")
         if self.sampled_pieces < 1 or self.minimum_count < 1 or self.answer_tokens < 1:
             raise ValueError("sampled_pieces, minimum_count and answer_tokens are at least 1")
 
@@ -105,7 +112,8 @@ class SpeechToText(Stage):
 
     def check(self, config: TrainingConfig) -> None:
         """Refuses what it does not know; see `Stage.check`."""
-        _options(config)
+        if _options(config).remember_mb:
+            _check_remembering(config)
         for module in config.optimizer.learning_rates:
             if module not in MODULES:
                 raise TrainingError(
@@ -184,6 +192,7 @@ class SpeechToTextTrainee(Trainee):
         self.wants_clean = teacher is not None
         self.best = "answers" if answers is not None else "wer"
         self._tokenizer, self._options = tokenizer, options
+        self._remembered = RememberedFrames(options.remember_mb) if options.remember_mb else None
         self._pieces = PieceTokenizer(tokenizer, self.listening.head.pieces)
         # What is never heard in training may be drawn too, and common pieces not always.
         self._drawn = (frequencies + 1).sqrt()
@@ -204,7 +213,10 @@ class SpeechToTextTrainee(Trainee):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted sum and its parts; see `Trainee.losses`."""
         options = self._options
-        heard = self.listening(batch.samples, batch.lengths)
+        if self._remembered is None:
+            heard = self.listening(batch.samples, batch.lengths)
+        else:
+            heard = self.listening.hear(*self._remembered(self.listening, batch))
         parts: dict[str, Tensor] = {}
         if options.letters or options.pieces or options.words:
             parts |= self._recognition(batch, heard)
@@ -276,6 +288,21 @@ class SpeechToTextTrainee(Trainee):
         there = is_there(heard.frame_lengths.clamp(max=count), count)
         alike = F.cosine_similarity(heard.frames[:, :count].float(), wanted[:, :count], dim=-1)
         return (1 - alike)[there].mean()
+
+
+def _check_remembering(config: TrainingConfig) -> None:
+    """Frames can be kept only where they are the same every time."""
+    first, last = config.data.silence
+    for changes, setting in (
+        ("voice_encoder" in config.optimizer.learning_rates, "no learning rate of voice_encoder"),
+        (first != last, "both ends of data.silence alike"),
+        (config.augmentation.speed > 0, "augmentation.speed=0"),
+    ):
+        if changes:
+            raise TrainingError(
+                f"options.remember_mb keeps what was heard the first time: it needs {setting}, or "
+                "set options.remember_mb=0"
+            )
 
 
 def _options(config: TrainingConfig) -> SpeechToTextOptions:

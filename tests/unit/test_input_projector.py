@@ -27,6 +27,12 @@ def config(
     )
 
 
+def letters(projector: InputProjector) -> Tensor:
+    scores = projector.listen(FRAMES)[1]
+    assert scores is not None
+    return scores
+
+
 def untrained(sizes: InputProjectorConfig) -> InputProjector:
     projector = InputProjector(sizes)
     generator = torch.Generator().manual_seed(0)
@@ -146,27 +152,29 @@ def test_a_whole_clip_can_be_trained_on() -> None:
 
 
 @pytest.mark.parametrize("width", [16, 20])
-def test_a_frame_says_its_letter_and_the_layers_read_it(width: int) -> None:
+def test_a_frame_says_its_letter_and_the_next_layer_reads_it(width: int) -> None:
     projector = untrained(config(width, letters=5))
-    scores = projector.letters(FRAMES)
+    scores = letters(projector)
     assert scores.shape == (3, 61, 6)
     before = projector(FRAMES)
     assert projector.letter_head is not None
     with torch.no_grad():
         # The letter that is heard is another one; nothing else has changed.
         projector.letter_head.bias[2] += 100
-    torch.testing.assert_close(projector.letters(FRAMES)[..., :2], scores[..., :2])
+    torch.testing.assert_close(letters(projector)[..., :2], scores[..., :2])
     assert (projector(FRAMES) - before).abs().max() > 0.1
-    assert torch.equal(projector.letters(FRAMES).argmax(-1), torch.full((3, 61), 2))
+    assert torch.equal(letters(projector).argmax(-1), torch.full((3, 61), 2))
 
 
-def test_what_layers_read_of_letters_is_how_likely_each_is() -> None:
+def test_what_the_second_layer_reads_of_letters_is_how_likely_each_is() -> None:
     projector = untrained(config(letters=5))
-    plain = untrained(config())
-    plain.load_state_dict(projector.state_dict(), strict=False)
-    chances = projector.letters(FRAMES).softmax(-1)
-    told = FRAMES + chances @ projector.letter_proj.weight.T
-    torch.testing.assert_close(projector(FRAMES), plain(told))
+    read: list[Tensor] = []
+    first, second = projector.layers
+    first.register_forward_hook(lambda _, __, made: read.append(made))
+    second.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    chances = letters(projector).softmax(-1)
+    made, given = read
+    torch.testing.assert_close(given, made + chances @ projector.letter_proj.weight.T)
 
 
 def test_letters_are_trained_by_what_is_made_of_them_as_well() -> None:
@@ -177,11 +185,12 @@ def test_letters_are_trained_by_what_is_made_of_them_as_well() -> None:
     assert projector.letter_head.weight.grad.any()
 
 
-def test_a_projector_without_letters_says_so() -> None:
+def test_a_projector_without_letters_hears_none() -> None:
     projector = untrained(config())
     assert not [name for name in projector.state_dict() if "letter" in name]
-    with pytest.raises(ValueError, match="has no letters: its preset says letters = 0"):
-        projector.letters(FRAMES)
+    embeddings, heard = projector.listen(FRAMES)
+    assert heard is None
+    assert torch.equal(embeddings, projector(FRAMES))
 
 
 def test_a_convolution_that_would_skip_frames_is_refused() -> None:

@@ -142,6 +142,7 @@ def test_recognition_is_learned(place: Path, tmp_path: Path) -> None:
             "augmentation.speed": 0.0,
             "data.silence": [0.0, 0.0],
             "data.seconds": 5.0,
+            "options.remember_mb": 0.0,
         },
     )
     train(settings, SpeechToText(), tmp_path, silent())
