@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,16 +109,16 @@ def train(
         raise TrainingError("the run would never end: give --minutes, or set schedule.steps")
     stage.check(config)
     clips = _Clips(read_sources(config.data), _valid_clips(config))
-    _prepare_threads(config)
-    accelerator = _accelerator(config)
-    try:
-        if accelerator.is_main_process:
-            claim(config, run, resume)
-        accelerator.wait_for_everyone()
-        with StopSignals() as signals:
-            return _Run(config, stage, run, clips, watch, accelerator, signals).go()
-    finally:
-        accelerator.end_training()
+    with _threads(config):
+        accelerator = _accelerator(config)
+        try:
+            if accelerator.is_main_process:
+                claim(config, run, resume)
+            accelerator.wait_for_everyone()
+            with StopSignals() as signals:
+                return _Run(config, stage, run, clips, watch, accelerator, signals).go()
+        finally:
+            accelerator.end_training()
 
 
 class _Run:
@@ -385,12 +385,19 @@ class _Run:
         return self._order.after_a_change(position)
 
 
-def _prepare_threads(config: TrainingConfig) -> None:
+@contextmanager
+def _threads(config: TrainingConfig) -> Iterator[None]:
+    """The threads of the run, which leave the process as it was."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = config.threads or cores or 1
-    torch.set_num_threads(threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads or cores or 1)
     # Numbers next to zero take a processor a hundred times longer.
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
 
 
 def _accelerator(config: TrainingConfig) -> Any:
