@@ -378,6 +378,12 @@ class OrchestratorSettings(UpstreamSettings):
     max_sessions_per_owner: int = Field(
         1000, ge=1, le=1_000_000, description="sessions that one owner may keep"
     )
+    max_turns: int = Field(
+        10_000,
+        ge=1,
+        le=10_000_000,
+        description="turns after which a session takes no more requests",
+    )
     encoder_deadline_seconds: float = Field(
         10.0, gt=0, le=3600, description="longest wait for the encoder's next answer"
     )
@@ -414,4 +420,76 @@ class OrchestratorSettings(UpstreamSettings):
     )
     max_answer_tokens: int = Field(
         120, ge=1, le=8192, description="most tokens of one answer of the LLM"
+    )
+
+
+class GatewaySettings(UpstreamSettings):
+    """The gateway: the page, and OpenAI's Realtime protocol over WebSocket."""
+
+    port: int = Field(8080, ge=0, le=65535, description="HTTP port; 0 takes a free one")
+    max_message_bytes: int = Field(
+        15 * 1024 * 1024,
+        ge=1024,
+        le=256 * 1024**2,
+        description="largest event of a client; larger ones are answered with an error, those of "
+        "more than twice the size end the connection",
+    )
+    max_streams: int = Field(
+        1000, ge=1, le=100_000, description="connections open at the same time"
+    )
+    orchestrator_address: Address = Field(
+        "127.0.0.1:7100", description="gRPC address of the orchestrator"
+    )
+    api_keys_file: FilePath | None = Field(
+        None,
+        description="file with an API key in each line, besides those of --token; a line "
+        "sha256:HEX holds the hash of one; # begins a comment",
+    )
+    jwt_secret: SecretStr | None = Field(
+        None,
+        description="secret of HS256 tokens, at least 32 bytes; prefer the environment variable",
+    )
+    jwt_public_key: FilePath | None = Field(None, description="PEM public key of RS256 tokens")
+    jwt_audience: str | None = Field(None, min_length=1, description="aud that tokens must have")
+    jwt_issuer: str | None = Field(None, min_length=1, description="iss that tokens must have")
+    allowed_origins: str = Field(
+        "",
+        description="origins of other sites whose pages may connect, as in https://a.example, "
+        "separated by commas; * lets all in. Pages of the gateway's own origin always may",
+    )
+    max_sessions_per_key: int = Field(
+        100, ge=1, le=100_000, description="connections that one key (or address) may have"
+    )
+    audio_seconds_per_hour: int = Field(
+        36_000,
+        ge=1,
+        le=100_000_000,
+        description="audio that one key (or address) may send in an hour, in seconds",
+    )
+    max_messages_per_second: int = Field(
+        250, ge=1, le=100_000, description="events of one client a second; more are slowed down"
+    )
+    flood_seconds: float = Field(
+        10.0, gt=0, le=3600, description="time after which a client that sends more is cut off"
+    )
+    idle_seconds: float = Field(
+        900.0, gt=0, le=86_400, description="longest time without an event of the client"
+    )
+    max_session_seconds: float = Field(
+        3600.0, gt=0, le=86_400, description="longest time of one connection"
+    )
+    max_lead_seconds: float = Field(
+        8.0,
+        ge=0.2,
+        le=600,
+        description="audio that is sent ahead of its playback; the rest follows as it is played",
+    )
+    connect_deadline_seconds: float = Field(
+        10.0, gt=0, le=3600, description="longest wait for the orchestrator to open a session"
+    )
+    reconnect_seconds: float = Field(
+        30.0, gt=0, le=3600, description="longest time that a lost orchestrator is looked for"
+    )
+    transcribe_deadline_seconds: float = Field(
+        30.0, gt=0, le=3600, description="longest recognition of an item's recorded audio"
     )

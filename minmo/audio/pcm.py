@@ -18,6 +18,8 @@ from minmo.v1 import common_pb2
 Samples = NDArray[np.float32]
 
 SAMPLE_RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+OPUS_RATES_HZ = (8000, 12000, 16000, 24000, 48000)
+"""Opus knows no other rates."""
 MAX_CHANNELS = 2
 
 _S16_SCALE = 32768.0
@@ -25,8 +27,6 @@ _ENCODINGS: dict[int, np.dtype[np.int16] | np.dtype[np.float32]] = {
     common_pb2.AUDIO_ENCODING_PCM_S16LE: np.dtype("<i2"),
     common_pb2.AUDIO_ENCODING_PCM_F32LE: np.dtype("<f4"),
 }
-# Opus knows no other rates.
-_OPUS_RATES_HZ = (8000, 12000, 16000, 24000, 48000)
 
 
 class AudioError(ValueError):
@@ -67,7 +67,9 @@ class PcmFormat:
             names = common_pb2.AudioEncoding
             known = self.encoding in names.values()
             value = names.Name(self.encoding) if known else self.encoding
-            allowed = " or ".join(names.Name(number) for number in names.values() if number)
+            allowed = " or ".join(
+                names.Name(number) for number in names.values() if number in _ENCODINGS
+            )
             raise AudioError("encoding", value, f"it must be {allowed}")
         if self.sample_rate_hz not in SAMPLE_RATES_HZ:
             rates = ", ".join(str(rate) for rate in SAMPLE_RATES_HZ)
@@ -217,8 +219,8 @@ def write_file(path: Path, samples: Samples, sample_rate_hz: int) -> None:
     ending = path.suffix.lower()
     if ending not in kinds:
         raise AudioError("file", path, f"its name must end in {', '.join(kinds)}")
-    if ending == ".opus" and sample_rate_hz not in _OPUS_RATES_HZ:
-        rates = ", ".join(str(rate) for rate in _OPUS_RATES_HZ)
+    if ending == ".opus" and sample_rate_hz not in OPUS_RATES_HZ:
+        rates = ", ".join(str(rate) for rate in OPUS_RATES_HZ)
         raise AudioError("sample_rate_hz", sample_rate_hz, f"Opus knows {rates} Hz")
     container, subtype = kinds[ending]
     unfinished = path.with_name(f".{path.name}.part")

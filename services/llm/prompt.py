@@ -19,6 +19,8 @@ _ROLES: Final[dict[int, Role]] = {
     common_pb2.ROLE_SYSTEM: "system",
     common_pb2.ROLE_USER: "user",
     common_pb2.ROLE_ASSISTANT: "assistant",
+    # ChatML has no role of its own for tools: Qwen2.5 reads what they return in the user's place.
+    common_pb2.ROLE_TOOL: "user",
 }
 
 

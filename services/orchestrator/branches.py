@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
+from services.orchestrator.items import Item
 from services.orchestrator.mind import Context
 
 
@@ -31,6 +32,15 @@ class Branches:
         self._count += 1
         self.overlap = await self.main.fork(f"overlap-{self._count}", length)
         return self.overlap
+
+    def beside(self, content: Iterable[Item]) -> Context:
+        """A branch that reads `content`, for one answer alone; `free` it afterwards."""
+        self._count += 1
+        return self.main.beside(f"beside-{self._count}", content)
+
+    def free(self, branch: Context) -> None:
+        """Frees a branch that is not needed any more."""
+        self._in_background(branch.close())
 
     def adopt_overlap(self) -> None:
         """The branch beside becomes the conversation; the line before it is freed."""

@@ -177,6 +177,7 @@ class Listener:
         self._progress = time.monotonic()
         self._heard_until = 0
         self._unanswered = 0
+        self._caught_up = asyncio.Event()
 
     @property
     def position(self) -> int:
@@ -192,6 +193,12 @@ class Listener:
     def heard_all(self) -> bool:
         """Whether the encoder has answered to all audio."""
         return self._unanswered == 0
+
+    async def catch_up(self) -> None:
+        """Waits until all audio that was fed has been heard, and told; or until it has failed."""
+        while self._unanswered:
+            self._caught_up.clear()
+            await self._caught_up.wait()
 
     def arrival(self, position: int) -> float:
         """When the audio at `position` came (monotonic seconds); the nearest time that is known."""
@@ -308,6 +315,8 @@ class Listener:
                     self._heard_until = response.activity.end_sample
                     self._unanswered = max(0, self._unanswered - 1)
                     await self._on_heard(_activity(response.activity))
+                    if not self._unanswered:
+                        self._caught_up.set()
                 elif kind == "transcript":
                     self._answered(response.transcript)
                 elif kind == "embeddings":
@@ -328,6 +337,8 @@ class Listener:
         start = max(0, min(self._needed_from, self._heard_until) - samples(_PREROLL_MS))
         chunks = [chunk for chunk in self._chunks if chunk.end > start]
         self._unanswered = len(chunks)
+        if not chunks:
+            self._caught_up.set()
         config = encoder_pb2.EncodeConfig(
             format=self._format, start_sample=chunks[0].start if chunks else self.position
         )

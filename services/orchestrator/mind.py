@@ -105,6 +105,17 @@ class Context:
         self._items = list(items)
         self._forget()
 
+    async def rewrite(self, items: Iterable[Item], *, keep_from: int) -> None:
+        """Puts other content in the place of the items before `keep_from`; as `replace`."""
+        async with self._lock:
+            self.replace([*items, *self._items[keep_from:]])
+
+    def beside(self, branch: str, items: Iterable[Item]) -> Context:
+        """A branch of its own, which reads `items` and nothing of this one."""
+        other = self._other(branch)
+        other._items = list(items)
+        return other
+
     async def sync(self) -> None:
         """Makes the LLM read what it has not read. Raises StatusError if it can't be had."""
 
@@ -130,13 +141,7 @@ class Context:
 
         Does not wait for what runs on this branch.
         """
-        other = Context(
-            self._link,
-            self._epoch,
-            branch,
-            recovery_seconds=self._recovery_seconds,
-            on_outage=self._on_outage,
-        )
+        other = self._other(branch)
         other._items = list(self._items[:length])
         read = min(length, self._read)
         position = sum(item.size for item in other._items[:read])
@@ -257,6 +262,15 @@ class Context:
                 item.size = end - self._position
                 self._position = end
             self._read += len(batch)
+
+    def _other(self, branch: str) -> Context:
+        return Context(
+            self._link,
+            self._epoch,
+            branch,
+            recovery_seconds=self._recovery_seconds,
+            on_outage=self._on_outage,
+        )
 
     def _next_batch(self) -> list[Item]:
         batch: list[Item] = []

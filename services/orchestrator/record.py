@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from services.orchestrator import history
 from services.orchestrator.items import Item
+from services.orchestrator.session_settings import Settings
 from services.orchestrator.store import SessionStore, StoredSession, StoredTurn
 from services.orchestrator.utterance import Utterance
 
@@ -20,17 +21,18 @@ class Record:
         store: of the sessions.
         session: as the store had it when the stream began.
         stream_id: the stream, which holds the session's lease.
-        system_prompt: who the assistant is.
+        system_text: who the assistant is, and what it may call.
     """
 
     def __init__(
-        self, store: SessionStore, session: StoredSession, stream_id: str, system_prompt: str
+        self, store: SessionStore, session: StoredSession, stream_id: str, system_text: str
     ) -> None:
         self._store = store
         self._session_id = session.session_id
         self._stream_id = stream_id
-        self._system_prompt = system_prompt
+        self.system_text = system_text
         self._turns = list(session.turns)
+        self._reserved: set[int] = set()
         self._saved_at = 0.0
 
     def __len__(self) -> int:
@@ -40,29 +42,61 @@ class Record:
     @property
     def next_index(self) -> int:
         """Number of the next turn."""
-        return self._turns[-1].index + 1 if self._turns else 0
+        last = self._turns[-1].index if self._turns else -1
+        return max(last, *self._reserved) + 1 if self._reserved else last + 1
 
-    def prompt(self, limit: int, *, before: StoredTurn | None = None) -> list[Item]:
+    @property
+    def turns(self) -> tuple[StoredTurn, ...]:
+        """All turns, oldest first."""
+        return tuple(self._turns)
+
+    def reserve(self, index: int) -> None:
+        """Keeps a number for a turn that is under way, until it is written or dropped."""
+        self._reserved.add(index)
+
+    def find(self, index: int) -> StoredTurn | None:
+        """The turn of this number."""
+        return next((turn for turn in self._turns if turn.index == index), None)
+
+    def last_user_turn(self) -> StoredTurn | None:
+        """The latest turn of the user."""
+        return next((turn for turn in reversed(self._turns) if turn.role == "user"), None)
+
+    def has_call(self, call_id: str) -> bool:
+        """Whether there is a call of this id, or its result."""
+        return any(turn.call_id == call_id for turn in self._turns)
+
+    def call_without_result(self, call_id: str) -> StoredTurn | None:
+        """The call of this id, if its result is not known yet."""
+        found = [turn for turn in self._turns if turn.call_id == call_id]
+        return found[0] if len(found) == 1 and found[0].is_call else None
+
+    def prompt(
+        self, limit: int, *, before: StoredTurn | None = None, system_text: str | None = None
+    ) -> list[Item]:
         """What the LLM reads of the history, in at most `limit` positions.
 
         Args:
             limit: positions.
             before: leaves this turn and all after it out.
+            system_text: other instructions than the session's.
         """
         turns = [turn for turn in self._turns if before is None or turn.index < before.index]
-        return history.prompt(self._system_prompt, turns, limit=limit)
+        text = self.system_text if system_text is None else system_text
+        return history.prompt(text, turns, limit=limit)
 
     async def close_open_answer(self) -> StoredTurn | None:
-        """Ends an answer that the stream before left open; returns a question without answer."""
-        if self._turns and self._turns[-1].outcome == "open":
-            unfinished = self._turns.pop()
+        """Ends an answer that the stream before left open; returns a question without answer.
+
+        A question that waits until the client asks for an answer is none.
+        """
+        for unfinished in [turn for turn in self._turns if turn.outcome == "open"]:
             if unfinished.text:
                 await self.put(replace(unfinished, outcome="interrupted"))
             else:
                 await self.drop(unfinished)
-        if self._turns and self._turns[-1].role == "user":
-            return self._turns[-1]
-        return None
+        last = self._turns[-1] if self._turns else None
+        return last if last is not None and last.role == "user" and not last.waits else None
 
     async def put(self, turn: StoredTurn) -> None:
         """Writes a turn, new or changed. Raises StatusError: ABORTED, UNAVAILABLE."""
@@ -70,11 +104,17 @@ class Record:
         self._turns = [kept for kept in self._turns if kept.index != turn.index]
         self._turns.append(turn)
         self._turns.sort(key=lambda kept: kept.index)
+        self._reserved.discard(turn.index)
 
     async def drop(self, turn: StoredTurn) -> None:
-        """Removes a turn of which nothing was heard."""
+        """Removes a turn, also one that was not written yet."""
         await self._store.drop_turn(self._session_id, self._stream_id, turn.index)
         self._turns = [kept for kept in self._turns if kept.index != turn.index]
+        self._reserved.discard(turn.index)
+
+    async def put_settings(self, settings: Settings) -> None:
+        """Writes the session's settings. Raises StatusError as `put`."""
+        await self._store.put_settings(self._session_id, self._stream_id, settings)
 
     async def save_progress(self, turn: StoredTurn, utterance: Utterance) -> None:
         """Notes what was heard so far, twice a second: this process may die before the end."""

@@ -7,33 +7,25 @@ import contextlib
 import hashlib
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 
 import grpc
 import structlog
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from minmo.rpc.errors import StatusError, deadline_exceeded, invalid_argument
 from minmo.rpc.metadata import AUTHORIZATION_KEY
 from minmo.rpc.queues import BoundedStream, StreamClosedError
 from minmo.settings import OrchestratorSettings
-from minmo.v1 import common_pb2, conversation_pb2
+from minmo.v1 import conversation_pb2
 from minmo.v1.conversation_pb2_grpc import ConversationServiceServicer
-from services.orchestrator import checks, speech
+from services.orchestrator import checks, protos, speech
 from services.orchestrator.conversation import Conversation, Upstreams
-from services.orchestrator.store import Settings, StoredSession, StoredTurn
+from services.orchestrator.store import StoredSession
 
 log = structlog.get_logger()
 
 _DEFAULT_PAGE = 50
 _MAX_PAGE = 200
 _OUT_LIMIT = 512
-_ROLES = {"user": common_pb2.ROLE_USER, "assistant": common_pb2.ROLE_ASSISTANT}
-_OUTCOMES = {
-    "completed": conversation_pb2.TURN_OUTCOME_COMPLETED,
-    "interrupted": conversation_pb2.TURN_OUTCOME_INTERRUPTED,
-    "failed": conversation_pb2.TURN_OUTCOME_FAILED,
-}
 _Context = grpc.aio.ServicerContext[object, object]
 
 
@@ -51,17 +43,17 @@ class ConversationServicer(ConversationServiceServicer):
         self, request: conversation_pb2.CreateSessionRequest, context: _Context
     ) -> conversation_pb2.CreateSessionResponse:
         """Makes a session."""
-        settings = checks.session_settings(request.settings)
+        settings = await asyncio.to_thread(checks.session_settings, request.settings)
         session = await self._store.create(_owner(context), settings)
-        return conversation_pb2.CreateSessionResponse(session=_session(session))
+        return conversation_pb2.CreateSessionResponse(session=protos.session(session))
 
     async def GetSession(  # noqa: N802
         self, request: conversation_pb2.GetSessionRequest, context: _Context
     ) -> conversation_pb2.GetSessionResponse:
         """Returns a session with its turns."""
         session = await self._store.get(checks.session_id(request.session_id), _owner(context))
-        response = conversation_pb2.GetSessionResponse(session=_session(session))
-        response.session.turns.extend(_turn(turn) for turn in session.turns)
+        response = conversation_pb2.GetSessionResponse(session=protos.session(session))
+        response.session.turns.extend(protos.turn(turn) for turn in session.turns)
         return response
 
     async def ListSessions(  # noqa: N802
@@ -77,7 +69,7 @@ class ConversationServicer(ConversationServiceServicer):
             raise invalid_argument("page_token", "is not one that ListSessions returned") from None
         sessions = await self._store.page(_owner(context), size, before)
         return conversation_pb2.ListSessionsResponse(
-            sessions=[_session(session) for session in sessions],
+            sessions=[protos.session(session) for session in sessions],
             next_page_token=repr(sessions[-1].created) if len(sessions) == size else "",
         )
 
@@ -186,13 +178,14 @@ class ConversationServicer(ConversationServiceServicer):
                 "config", f"must be the first message, not {request.WhichOneof('message')}"
             )
         config = request.config
-        checks.audio_format(config.input_format, "config.input_format", channels=2)
-        checks.audio_format(config.output_format, "config.output_format", channels=1)
+        checks.audio_format(config.input_format, "config.input_format", channels=2, opus=True)
+        checks.audio_format(config.output_format, "config.output_format", channels=1, opus=True)
         return config
 
     async def _session(self, config: conversation_pb2.ConverseConfig, owner: str) -> StoredSession:
         if not config.session_id:
-            return await self._store.create(owner, checks.session_settings(config.settings))
+            settings = await asyncio.to_thread(checks.session_settings, config.settings)
+            return await self._store.create(owner, settings)
         if config.HasField("settings"):
             raise invalid_argument(
                 "config.settings", "belongs to a session that is made here; leave session_id empty"
@@ -207,40 +200,3 @@ def _owner(context: _Context) -> str:
             token = value if isinstance(value, bytes) else value.encode()
             return hashlib.sha256(token).hexdigest()[:24]
     return "anonymous"
-
-
-def _session(session: StoredSession) -> conversation_pb2.Session:
-    return conversation_pb2.Session(
-        session_id=session.session_id,
-        settings=_settings(session.settings),
-        create_time=_time(session.created),
-        update_time=_time(session.updated),
-        expire_time=_time(session.expires),
-        turn_count=session.turn_count,
-        streaming=session.streaming,
-    )
-
-
-def _settings(settings: Settings) -> conversation_pb2.SessionSettings:
-    return conversation_pb2.SessionSettings(**asdict(settings))
-
-
-def _turn(turn: StoredTurn) -> conversation_pb2.Turn:
-    assistant = turn.role == "assistant"
-    return conversation_pb2.Turn(
-        index=turn.index,
-        role=_ROLES[turn.role],
-        text=turn.text,
-        generated_text=turn.generated_text,
-        outcome=_OUTCOMES.get(turn.outcome, conversation_pb2.TURN_OUTCOME_UNSPECIFIED)
-        if assistant
-        else conversation_pb2.TURN_OUTCOME_UNSPECIFIED,
-        start_time=_time(turn.started),
-        audio_ms=turn.audio_ms,
-    )
-
-
-def _time(seconds: float) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromNanoseconds(int(seconds * 1e9))
-    return stamp

@@ -37,6 +37,7 @@ from redis.exceptions import (
 
 from minmo.rpc import metrics
 from minmo.rpc.errors import aborted, not_found, resource_exhausted, unavailable
+from services.orchestrator.session_settings import Settings
 
 Result = TypeVar("Result")
 
@@ -64,6 +65,14 @@ if redis.call('EXISTS', KEYS[2]) == 0 then return -1 end
 redis.call('HDEL', KEYS[3], ARGV[2])
 return 1
 """
+# KEYS: lease, session. ARGV: stream, now, settings.
+_PUT_SETTINGS = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+if redis.call('EXISTS', KEYS[2]) == 0 then return -1 end
+redis.call('HSET', KEYS[2], 'updated', ARGV[2], 'settings', ARGV[3])
+return 1
+"""
 # KEYS: lease, session, turns. ARGV: stream, lease in ms, ttl.
 _REFRESH = """
 if redis.call('EXISTS', KEYS[2]) == 0 then return -1 end
@@ -87,30 +96,22 @@ return 1
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a session behaves; the stored form of the proto's SessionSettings, defaults filled in."""
-
-    system_prompt: str
-    voice: str = ""
-    instruct: str = ""
-    max_answer_tokens: int = 0
-    end_of_turn_silence_ms: int = 0
-    temperature: float = 0.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class StoredTurn:
     """A turn as the history has it.
 
     Attributes:
         index: number in the session.
-        role: ``user`` or ``assistant``.
-        text: what was said; for the assistant what was *heard*.
+        role: ``user``, ``assistant``, ``system`` or ``tool``.
+        text: what was said; for the assistant what was *heard*; what a tool returned.
         generated_text: the assistant's whole text.
         outcome: ``open`` while it goes on, then ``completed``, ``interrupted`` or ``failed``.
         started: seconds since the epoch.
         audio_ms: spoken by the user or heard from the assistant.
+        waits: the user's turn is not answered until the client asks for it.
+        call_id: of the tool call that it is, or whose result it is; empty for other turns.
+        call_name: the tool.
+        call_arguments: a JSON object; of the call alone.
+        utterance_id: the answer that the call is part of.
     """
 
     index: int
@@ -120,6 +121,16 @@ class StoredTurn:
     outcome: str = "completed"
     started: float = 0.0
     audio_ms: int = 0
+    waits: bool = False
+    call_id: str = ""
+    call_name: str = ""
+    call_arguments: str = ""
+    utterance_id: str = ""
+
+    @property
+    def is_call(self) -> bool:
+        """Whether it is a call of a tool."""
+        return self.role == "assistant" and bool(self.call_id)
 
 
 @dataclass(frozen=True)
@@ -162,6 +173,7 @@ class SessionStore:
         )
         self._put_turn = self._redis.register_script(_PUT_TURN)
         self._drop_turn = self._redis.register_script(_DROP_TURN)
+        self._put_settings = self._redis.register_script(_PUT_SETTINGS)
         self._refresh = self._redis.register_script(_REFRESH)
         self._next_epoch = self._redis.register_script(_NEXT_EPOCH)
         self._release = self._redis.register_script(_RELEASE)
@@ -198,7 +210,7 @@ class SessionStore:
                 _session_key(session_id),
                 mapping={
                     "owner": owner,
-                    "settings": json.dumps(asdict(settings)),
+                    "settings": settings.to_json(),
                     "created": repr(now),
                     "updated": repr(now),
                     "epoch": 0,
@@ -353,8 +365,19 @@ class SessionStore:
         )
         _check(code, session_id)
 
+    async def put_settings(self, session_id: str, stream_id: str, settings: Settings) -> None:
+        """Writes other settings. ABORTED as in `put_turn`."""
+        code = await self._call(
+            "put_settings",
+            lambda: self._put_settings(
+                keys=[_lease_key(session_id), _session_key(session_id)],
+                args=[stream_id, repr(time.time()), settings.to_json()],
+            ),
+        )
+        _check(code, session_id)
+
     async def drop_turn(self, session_id: str, stream_id: str, index: int) -> None:
-        """Removes a turn of which nothing was heard. ABORTED as in `put_turn`."""
+        """Removes a turn. ABORTED as in `put_turn`."""
         code = await self._call(
             "drop_turn",
             lambda: self._drop_turn(
@@ -460,7 +483,7 @@ def _session(session_id: str, fields: dict[bytes, bytes], *, expires: float) -> 
     return StoredSession(
         session_id=session_id,
         owner=fields[b"owner"].decode(),
-        settings=Settings(**json.loads(fields[b"settings"])),
+        settings=Settings.from_json(fields[b"settings"]),
         created=float(fields[b"created"]),
         updated=float(fields[b"updated"]),
         expires=expires,

@@ -4,6 +4,8 @@
 turn-taking). `SilenceTurnTaking` answers them from voice activity alone; the full-duplex predictor
 answers them from the LLM's hidden states behind the same two methods.
 
+`ClientTurnTaking` leaves them to the client, who ends a turn with `Floor.commit`.
+
 `Floor` turns voice activity into what the conversation acts on. Its states::
 
     QUIET --speech--> USER --answer now--> ASSISTANT --answer played--> QUIET
@@ -67,6 +69,10 @@ class TurnTaking(Protocol):
     def stop_now(self, overlap_ms: float, predicted: Probabilities | None) -> bool:
         """User turn-taking: the user has spoken over us for `overlap_ms`; do we stop?"""
 
+    @property
+    def hears_the_end(self) -> bool:
+        """Whether a turn ends when no audio comes any more."""
+
 
 @dataclass(frozen=True)
 class SilenceTurnTaking:
@@ -74,11 +80,12 @@ class SilenceTurnTaking:
 
     Attributes:
         end_of_turn_ms: silence that ends the user's turn.
-        barge_in_ms: speech over the answer that stops it.
+        barge_in_ms: speech over the answer that stops it; None if none does.
     """
 
     end_of_turn_ms: float
-    barge_in_ms: float
+    barge_in_ms: float | None
+    hears_the_end: bool = True
 
     def answer_now(self, silence_ms: float, predicted: Probabilities | None) -> bool:
         """True once the silence is long enough."""
@@ -86,7 +93,22 @@ class SilenceTurnTaking:
 
     def stop_now(self, overlap_ms: float, predicted: Probabilities | None) -> bool:
         """True once the user has spoken long enough."""
-        return overlap_ms >= self.barge_in_ms
+        return self.barge_in_ms is not None and overlap_ms >= self.barge_in_ms
+
+
+@dataclass(frozen=True)
+class ClientTurnTaking:
+    """Leaves both decisions to the client: voice activity ends no turn and stops no answer."""
+
+    hears_the_end: bool = False
+
+    def answer_now(self, silence_ms: float, predicted: Probabilities | None) -> bool:
+        """Never."""
+        return False
+
+    def stop_now(self, overlap_ms: float, predicted: Probabilities | None) -> bool:
+        """Never."""
+        return False
 
 
 class FloorState(Enum):
@@ -149,6 +171,8 @@ class Floor:
         self._turn_start = 0
         self._overlap_start = 0
         self._last = Activity(0, False, 0, 0)
+        self._input_start = 0
+        self._input_speech: int | None = None
 
     @property
     def state(self) -> FloorState:
@@ -165,9 +189,46 @@ class Floor:
         """The latest voice activity."""
         return self._last
 
+    @property
+    def input_start(self) -> int:
+        """Where the audio begins that belongs to no turn yet: where the last turn ended."""
+        return self._input_start
+
+    def decide_by(self, turn_taking: TurnTaking, *, pause_ms: float) -> None:
+        """Others decide from here on."""
+        self._turn_taking = turn_taking
+        self._pause_ms = pause_ms
+
+    def commit(self, end: int) -> FloorEvent:
+        """The client ends the user's turn at `end`; an answer that is under way goes on.
+
+        Returns:
+            TURN_ENDED, from the first speech since the last turn, or from all that came since
+            where there was none.
+        """
+        start, stop = self._input_start, end
+        if self._input_speech is not None:
+            start = self._input_speech
+            if not self._speaking:
+                stop = min(end, max(start, self._last.speech_end))
+        self._end_input(end)
+        return FloorEvent(Happened.TURN_ENDED, min(start, stop), stop)
+
+    def clear(self, end: int) -> None:
+        """Forgets the user's audio up to `end`."""
+        self._end_input(end)
+
     def assistant_starts(self) -> None:
-        """The assistant takes the floor: it thinks or speaks."""
-        self._give_to_assistant()
+        """The assistant takes the floor: it thinks or speaks.
+
+        A user who speaks at that moment keeps the start of the turn, for a barge-in.
+        """
+        turn_start, overlaps = self._turn_start, self._speaking
+        had_floor = self._state is FloorState.USER
+        self._state = FloorState.OVERLAP if overlaps else FloorState.ASSISTANT
+        self._turn_start = self._overlap_start = self._last.end
+        if had_floor and overlaps:
+            self._turn_start = turn_start
 
     def assistant_ends(self) -> None:
         """The assistant gives the floor back. A user who speaks over it goes on with a turn."""
@@ -216,13 +277,16 @@ class Floor:
             if not self._pause_reported:
                 self._pause_reported = True
                 events.append(self._event(Happened.PAUSE))
-            events.append(self._event(Happened.TURN_ENDED))
-            self._give_to_assistant()
+            if self._turn_taking.hears_the_end:
+                events.append(self._event(Happened.TURN_ENDED))
+                self._give_to_assistant()
         return events
 
     def _speech_starts(self, activity: Activity) -> list[FloorEvent]:
         self._speaking = True
         self._pause_reported = False
+        if self._input_speech is None:
+            self._input_speech = max(activity.speech_start, self._input_start)
         if self._state is FloorState.QUIET:
             self._state = FloorState.USER
             self._turn_start = activity.speech_start
@@ -252,6 +316,15 @@ class Floor:
     def _give_to_assistant(self) -> None:
         self._state = FloorState.OVERLAP if self._speaking else FloorState.ASSISTANT
         self._turn_start = self._overlap_start = self._last.end
+        self._input_start = self._last.end
+        self._input_speech = self._last.end if self._speaking else None
+
+    def _end_input(self, end: int) -> None:
+        self._input_start = end
+        self._input_speech = end if self._speaking else None
+        self._turn_start = end
+        if self._state is FloorState.USER and not self._speaking:
+            self._state = FloorState.QUIET
 
     def _event(self, what: Happened) -> FloorEvent:
         whole_turn = what in (Happened.PAUSE, Happened.TURN_ENDED, Happened.TURN_TOO_LONG)

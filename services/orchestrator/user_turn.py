@@ -43,7 +43,9 @@ class UserTurn:
     Attributes:
         start: where it began, in samples at 16 kHz.
         carried: words of a turn before, whose answer was stopped before anything was heard of it.
-        checkpoint: how much the LLM had read before this turn.
+        checkpoint: how much the LLM had read before this turn; None where an answer was under way.
+        earliest: audio before it is of another turn.
+        latest: audio behind it is of another turn; None while the turn goes on.
         speech: what the LLM reads of it as embeddings, one after the other.
         recognise_began: when the latest recognition began (monotonic seconds).
         recognise_ended: when it ended.
@@ -51,7 +53,9 @@ class UserTurn:
 
     start: int
     carried: str = ""
-    checkpoint: int = 0
+    checkpoint: int | None = 0
+    earliest: int = 0
+    latest: int | None = None
     speech: list[Speech] = field(default_factory=list)
     recognise_began: float = 0.0
     recognise_ended: float = 0.0
@@ -79,8 +83,14 @@ class UserTurn:
             self._settled = [settled[-_MAX_SETTLED_CHARACTERS:]]
             self._settled_until = self._end
         self._end = end
-        start = max(0, self._piece_start() - samples(PREROLL_MS), end - samples(_LONGEST_PIECE_MS))
+        start = max(
+            self.earliest,
+            self._piece_start() - samples(PREROLL_MS),
+            end - samples(_LONGEST_PIECE_MS),
+        )
         stop = min(end + samples(POSTROLL_MS), listener.heard_until)
+        if self.latest is not None:
+            stop = min(stop, self.latest)
         self.recognise_began = time.monotonic()
         self._task = asyncio.create_task(listener.transcribe(start, max(stop, start + 1)))
         self._task.add_done_callback(lambda task: self._recognised(task, on_words))

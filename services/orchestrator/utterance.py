@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -24,6 +25,7 @@ from minmo.v1 import common_pb2, llm_pb2, voice_decoder_pb2
 from minmo.v1.voice_decoder_pb2_grpc import VoiceDecoderServiceStub
 from services.orchestrator.mind import Context, Sampling
 from services.orchestrator.retry import LOST, back_off
+from services.orchestrator.tool_calls import CallParser, Found
 from services.orchestrator.waterfall import Waterfall
 
 if TYPE_CHECKING:
@@ -86,6 +88,10 @@ class Utterance:
         on_audio: gets every piece of audio.
         on_outage: told True when the voice decoder was lost, False when it is back.
         waterfall: gets the hops of this utterance.
+        calls: finds calls of tools in what the LLM writes; None if there are no tools.
+        on_call: gets every call that was found, as it was written.
+        only_calls: nothing is said: the answer ends with its first call.
+        text_only: it is written, not spoken: what was made counts as heard.
     """
 
     def __init__(
@@ -99,6 +105,10 @@ class Utterance:
         on_audio: Callable[[Audio], Awaitable[None]],
         on_outage: Callable[[bool], Awaitable[None]],
         waterfall: Waterfall,
+        calls: CallParser | None = None,
+        on_call: Callable[[str], Awaitable[None]] | None = None,
+        only_calls: bool = False,
+        text_only: bool = False,
     ) -> None:
         self.utterance_id = utterance_id
         self.state = UtteranceState.THINKING
@@ -106,6 +116,13 @@ class Utterance:
         self.voice_compute_ms = 0.0
         self.unspoken_reason = ""
         self.generate_seconds = 0.0
+        self.made_count = 0
+        """Tokens that the LLM made, those of calls included."""
+        self._calls = calls
+        self._on_call = on_call
+        self._only_calls = only_calls
+        self._text_only = text_only
+        self._held: deque[llm_pb2.Token] = deque()
         self._session_id = session_id
         self._voice = voice
         self._reports_playback = reports_playback
@@ -130,7 +147,7 @@ class Utterance:
 
     @property
     def token_count(self) -> int:
-        """Tokens that the LLM made."""
+        """Tokens that the LLM made to be said."""
         return len(self._texts)
 
     @property
@@ -148,9 +165,14 @@ class Utterance:
         """Audio that was heard, in milliseconds."""
         return round(self._heard_samples() * 1000 / self._voice.audio_format.sample_rate_hz)
 
+    @property
+    def audible(self) -> bool:
+        """Whether some of its audio was sent."""
+        return self.state is not UtteranceState.THINKING and not self._text_only
+
     def heard_tokens(self) -> int:
-        """Tokens that the user has heard."""
-        if self.state is UtteranceState.HEARD:
+        """Tokens that the user has heard, or read."""
+        if self.state is UtteranceState.HEARD or self._text_only:
             return self.token_count
         heard = self._heard_samples()
         place = bisect_right(self._marks, heard, key=lambda mark: mark[0])
@@ -166,6 +188,12 @@ class Utterance:
         self._played = max(self._played, min(samples, self._samples))
         if finished or (self.state is UtteranceState.SENT and self._played >= self._samples):
             self._playback_over.set()
+
+    def cut(self, samples: int) -> None:
+        """Less of it was heard than it seemed: so many samples."""
+        self.state = UtteranceState.STOPPED
+        self._reports_playback = True
+        self._played = min(samples, self._samples)
 
     def assume_played(self) -> None:
         """What was sent counts as heard: the client can report no more."""
@@ -204,7 +232,8 @@ class Utterance:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._think(context, max_tokens, sampling))
-                group.create_task(self._speak(query))
+                if not (self._text_only or self._only_calls):
+                    group.create_task(self._speak(query))
         except ExceptionGroup as failures:
             self.state = UtteranceState.STOPPED
             raise _first(failures) from None
@@ -231,12 +260,14 @@ class Utterance:
                 if first is None:
                     first = now
                     self.waterfall.add("first_token", began, now)
-                await self._take(token)
+                if await self._take(token):
+                    break
                 if self.token_count == FIRST_TEXT_TOKENS:
                     self.waterfall.add("first_text_to_voice", first, now)
-                await self._on_token(self.token_count - 1, token.text)
         finally:
             await tokens.aclose()
+        if self._calls is not None:
+            await self._took(self._calls.end())
         if first is not None:
             self.generate_seconds = time.monotonic() - first
             if self.waterfall.ended("first_text_to_voice") is None:
@@ -245,14 +276,29 @@ class Utterance:
             self._thought = True
             self._grew.notify_all()
 
-    async def _take(self, token: llm_pb2.Token) -> None:
-        async with self._grew:
-            self._ids.append(token.id)
-            self._texts.append(token.text)
-            if self._voice.reads_hidden_states:
-                self._hidden.append(token.hidden_state)
-            self._progress = time.monotonic()
-            self._grew.notify_all()
+    async def _take(self, token: llm_pb2.Token) -> bool:
+        """Says a token, or holds it back where it may be of a call; whether that was the last."""
+        self.made_count += 1
+        self._progress = time.monotonic()
+        self._held.append(token)
+        if self._calls is None:
+            return await self._took(Found(self.made_count))
+        return await self._took(self._calls.add(token.text))
+
+    async def _took(self, found: Found) -> bool:
+        while self._held and self.token_count < found.said and not self._only_calls:
+            token = self._held.popleft()
+            async with self._grew:
+                self._ids.append(token.id)
+                self._texts.append(token.text)
+                if self._voice.reads_hidden_states:
+                    self._hidden.append(token.hidden_state)
+                self._grew.notify_all()
+            await self._on_token(self.token_count - 1, token.text)
+        for call in found.calls[:1] if self._only_calls else found.calls:
+            if self._on_call is not None:
+                await self._on_call(call)
+        return found.over or (self._only_calls and bool(found.calls))
 
     async def _speak(self, query: common_pb2.FloatMatrix) -> None:
         lost_since: float | None = None

@@ -115,6 +115,19 @@ async def test_answers_a_question(line: Caller) -> None:
     assert "Paris" in answer
 
 
+async def test_what_a_tool_returned_is_read_in_the_users_place(line: Caller) -> None:
+    result = "<tool_response>\n21 degrees\n</tool_response>"
+    sampled = []
+    for role in (common_pb2.ROLE_TOOL, common_pb2.ROLE_USER):
+        parts = chat(result)
+        parts[0].role_start = role
+        read = await line.done(branch=f"as-{role}", prefill=prefill(parts))
+        generate = llm_pb2.Generate(position=read.prefill_done.position, max_tokens=4)
+        answers = await line.events(await line.send(branch=f"as-{role}", generate=generate))
+        sampled.append([answer.token.id for answer in answers[:-1]])
+    assert sampled[0] == sampled[1] != []
+
+
 async def test_says_which_model_runs(address: str) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         model = await LlmServiceStub(channel).GetModel(llm_pb2.GetModelRequest(), timeout=10)
@@ -299,13 +312,12 @@ async def test_the_end_of_the_requests_lets_what_runs_finish(address: str) -> No
 
 
 async def steps_end(triton: TritonProcess) -> bool:
-    """Whether the model does nothing for two seconds in a row, within ten."""
-    quiet, last = 0, -1.0
+    """Whether the model does nothing from one report of its figures to the next, within ten."""
+    last = -1.0
     for _ in range(10):
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(1.1)  # the figures are a second old at most
         now = triton.metric("minmo_llm_steps_total")
-        quiet = quiet + 1 if now == last else 0
-        if quiet == 2:
+        if now == last:
             return triton.metric("minmo_llm_running") == 0
         last = now
     return False

@@ -28,12 +28,13 @@ def units_of(part: llm_pb2.PromptPart) -> list[str]:
 
 
 class FakeLlm(LlmServiceServicer):
-    """Keeps `branches`; `stop_after` tokens end an answer; `faults` are raised one by one."""
+    """Keeps `branches`; `stop_after` tokens end an answer, or the end of a `script` of texts."""
 
     def __init__(self) -> None:
         self.branches: dict[str, list[str]] = {}
         self.operations: list[str] = []
         self.stop_after = 5
+        self.script: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.refuse: list[str] = []
@@ -138,13 +139,16 @@ class FakeLlm(LlmServiceServicer):
         made = last = 0
         reason = llm_pb2.FINISH_REASON_STOP
         try:
-            while made < min(self.stop_after, request.generate.max_tokens):
+            script = list(self.script)
+            stop_after = len(script) if script else self.stop_after
+            while made < min(stop_after, request.generate.max_tokens):
                 await self.gate.wait()
                 await asyncio.sleep(0)
                 if made:
                     cache.append(f"#{last}")
                 last = len(cache)
-                token = llm_pb2.Token(index=made, id=last, text=f" {last}")
+                text = script[made] if script else f" {last}"
+                token = llm_pb2.Token(index=made, id=last, text=text)
                 answers.put_nowait(
                     llm_pb2.RunResponse(operation_id=request.operation_id, token=token)
                 )

@@ -12,9 +12,10 @@ from minmo.rpc.errors import StatusError
 from minmo.v1.common_pb2 import ROLE_USER, FloatMatrix
 from minmo.v1.conversation_pb2 import TurnEventKind
 from services.orchestrator import items
-from services.orchestrator.answering import Answer, Answering, Manner
+from services.orchestrator.answering import Answer, Answering
 from services.orchestrator.branches import Branches
 from services.orchestrator.link import Link
+from services.orchestrator.manner import Manner
 from services.orchestrator.mind import Context, Epoch, Sampling
 from services.orchestrator.user_turn import Speech, UserTurn
 from services.orchestrator.waterfall import Waterfall

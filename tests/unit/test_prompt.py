@@ -80,6 +80,16 @@ def test_special_tokens_and_unknown_ids_have_no_text() -> None:
     assert stream.add(399_999) == ""
 
 
+def test_a_mark_that_is_a_token_but_not_a_special_one_is_text() -> None:
+    made = tokenizer()
+    made.add_tokens([AddedToken("<tool_call>", special=False, normalized=False)])
+    chat = ChatFormat(made)
+    ids = chat.text('<tool_call>{"the"')
+    assert ids[0] == made.token_to_id("<tool_call>")
+    stream = TextStream(chat)
+    assert "".join(stream.add(token) for token in ids) == '<tool_call>{"the"'
+
+
 def test_refuses_a_tokenizer_of_another_chat_format() -> None:
     with pytest.raises(ValueError, match="im_start"):
         ChatFormat(tokenizer(("<|endoftext|>",)))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from services.orchestrator.turn_taking import (
     Activity,
+    ClientTurnTaking,
     Floor,
     FloorState,
     Happened,
@@ -152,6 +153,82 @@ def test_activity_that_comes_again_is_ignored() -> None:
     microphone.speak(500)
     assert floor.hear(Activity(samples(300), False, 0, samples(100))) == []
     assert floor.state is FloorState.USER
+
+
+def test_where_the_client_decides_voice_activity_ends_no_turn_and_stops_no_answer() -> None:
+    floor = Floor(ClientTurnTaking(), pause_ms=200, max_turn_ms=120_000)
+    microphone = Microphone(floor)
+    microphone.wait(1000)
+    microphone.speak(600)
+    assert microphone.wait(5000) == [Happened.SPEECH_STOPPED, Happened.PAUSE]
+    assert floor.silence() == []
+    event = floor.commit(samples(6500))
+    assert (event.what, event.start, event.end) == (
+        Happened.TURN_ENDED,
+        samples(1000),
+        samples(1600),
+    )
+    assert (floor.state, floor.input_start) == (FloorState.QUIET, samples(6500))
+    floor.assistant_starts()
+    microphone.speak(2000)
+    microphone.wait(1000)
+    assert Happened.BARGE_IN not in microphone.happened
+    assert floor.state is FloorState.ASSISTANT
+    # What was said over the answer is part of the next turn.
+    event = floor.commit(samples(microphone.ms))
+    assert (event.start, event.end) == (samples(6600), samples(8600))
+    assert floor.state is FloorState.ASSISTANT
+
+
+def test_a_turn_that_ends_in_the_middle_of_speech_is_followed_by_another() -> None:
+    floor = Floor(ClientTurnTaking(), pause_ms=200, max_turn_ms=120_000)
+    microphone = Microphone(floor)
+    microphone.speak(600)
+    first = floor.commit(samples(600))
+    microphone.speak(400)
+    assert floor.state is FloorState.USER
+    second = floor.commit(samples(1000))
+    assert (first.start, first.end) == (0, samples(600))
+    assert (second.start, second.end) == (samples(600), samples(1000))
+
+
+def test_a_turn_without_speech_is_all_that_came() -> None:
+    floor = Floor(ClientTurnTaking(), pause_ms=200, max_turn_ms=120_000)
+    Microphone(floor).wait(900)
+    event = floor.commit(samples(900))
+    assert (event.start, event.end) == (0, samples(900))
+
+
+def test_what_is_cleared_is_in_no_turn() -> None:
+    floor = Floor(ClientTurnTaking(), pause_ms=200, max_turn_ms=120_000)
+    microphone = Microphone(floor)
+    microphone.speak(600)
+    microphone.wait(300)
+    floor.clear(samples(900))
+    assert floor.state is FloorState.QUIET
+    microphone.speak(300)
+    assert floor.commit(samples(1200)).start == samples(900)
+
+
+def test_a_user_who_speaks_when_the_client_asks_for_an_answer_keeps_the_turns_start() -> None:
+    floor = make_floor()
+    microphone = Microphone(floor)
+    microphone.wait(100)
+    microphone.speak(400)
+    floor.assistant_starts()
+    assert floor.state is FloorState.OVERLAP
+    assert Happened.BARGE_IN in microphone.speak(300)
+    assert floor.turn_start == samples(100)
+
+
+def test_an_answer_may_go_on_under_speech() -> None:
+    floor = Floor(SilenceTurnTaking(500, None), pause_ms=200, max_turn_ms=120_000)
+    floor.assistant_starts()
+    microphone = Microphone(floor)
+    assert microphone.speak(3000) == [Happened.SPEECH_STARTED]
+    floor.assistant_ends()
+    microphone.wait(500)
+    assert Happened.TURN_ENDED in microphone.happened
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 60), st.booleans()), max_size=40))
