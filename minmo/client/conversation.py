@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 
 import grpc
 
-from minmo.audio.pcm import PcmFormat, Samples
+from minmo.audio.pcm import AudioError, Samples
+from minmo.client.codecs import Codec, Incoming, Outgoing
+from minmo.client.commands import Commands
+from minmo.client.errors import NotConnectedError
 from minmo.client.events import (
     AudioReceived,
     Disconnected,
@@ -48,7 +51,7 @@ _EVENT_SECONDS = 30.0
 _KEPT_TIMES = 90_000
 
 
-class Conversation:
+class Conversation(Commands):
     """Talks in one session, over as many connections as it takes::
 
         async with Conversation(target, input_rate_hz=16_000) as conversation:
@@ -57,19 +60,25 @@ class Conversation:
 
     It plays what comes on a virtual loudspeaker, reports every 100 ms how far, and stops when the
     server says so. When the server is lost (UNAVAILABLE) it looks for it, with growing pauses, and
-    goes on in the same session; what would be sent meanwhile is dropped, as it would be stale.
+    goes on in the same session; audio is dropped meanwhile, as it would be stale, and requests are
+    refused. `minmo.client.sync.Conversation` is the same without ``async``.
 
     Use it on one event loop. The events must be read: if thousands wait, the conversation ends.
 
     Args:
         target: the server.
-        input_rate_hz: rate of the audio to send; one of `minmo.audio.pcm.SAMPLE_RATES_HZ`.
+        input_rate_hz: rate of the audio to send; one of `minmo.audio.pcm.SAMPLE_RATES_HZ`, for
+            Opus of `OPUS_RATES_HZ`.
         output_rate_hz: rate of the audio to receive.
+        codec: how audio travels, both ways.
         session_id: the session to talk in; empty makes one.
         settings: how a session made here should behave.
         take_over: takes the session from a stream that still holds it.
         reconnect_seconds: longest time without the server, once it was there.
         speed: how much faster than real time the loudspeaker plays.
+
+    Raises:
+        AudioError: on creation, a rate is not supported.
     """
 
     def __init__(
@@ -78,12 +87,14 @@ class Conversation:
         *,
         input_rate_hz: int,
         output_rate_hz: int = 24_000,
+        codec: Codec = "pcm",
         session_id: str = "",
         settings: SessionSettings | None = None,
         take_over: bool = False,
         reconnect_seconds: float = 30.0,
         speed: float = 1.0,
     ) -> None:
+        super().__init__()
         self.session_id = session_id
         self.mode = ""
         self.input_rate_hz = input_rate_hz
@@ -92,8 +103,8 @@ class Conversation:
         self.dropped_samples = 0
         """Samples that were to be sent while there was no server."""
         self._target = target
-        self._input = PcmFormat(input_rate_hz)
-        self._output = PcmFormat(output_rate_hz)
+        self._outgoing = Outgoing(codec, input_rate_hz)
+        self._incoming = Incoming(codec, output_rate_hz)
         self._settings = settings
         self._take_over = take_over
         self._reconnect_seconds = reconnect_seconds
@@ -144,6 +155,19 @@ class Conversation:
         """The events. The iteration ends after `finish`, or raises StatusError."""
         return self._events
 
+    async def receive(self, timeout_seconds: float | None = None) -> Event | None:
+        """The next event; None after the last.
+
+        Args:
+            timeout_seconds: longest wait; None waits as long as the server is there.
+
+        Raises:
+            TimeoutError: nothing happened in that time.
+            StatusError: the conversation was ended by the server.
+        """
+        async with asyncio.timeout(timeout_seconds):
+            return await anext(self._events, None)
+
     @property
     def events(self) -> AsyncIterator[Event]:
         """The events, for ``anext``; waiting for one may be cut short without losing any."""
@@ -165,32 +189,15 @@ class Conversation:
         Args:
             samples: float32 [samples], one channel.
         """
-        frames = len(samples)
         if not self.connected:
-            self.dropped_samples += frames
+            self.dropped_samples += len(samples)
             return
-        chunk = common_pb2.AudioChunk(
-            sequence=self._audio_sequence,
-            data=self._input.encode(samples),
-        )
-        # Counted before it is sent: whoever sends next takes the next number.
-        self._audio_sequence += 1
-        self._sent.append((self._sent[-1] if self._sent else 0) + frames)
-        self._sent_at.append(time.monotonic())
-        del self._sent[:-_KEPT_TIMES], self._sent_at[:-_KEPT_TIMES]
-        if not await self._write(ConverseRequest(audio=chunk)):
-            self.dropped_samples += frames
-
-    async def send_text(self, text: str) -> None:
-        """Sends what the user types; it is lost while there is no server."""
-        await self._write(ConverseRequest(text=conversation_pb2.TextInput(text=text)))
-
-    async def interrupt(self) -> None:
-        """Tells that the user pressed stop."""
-        await self._write(ConverseRequest(interrupt=conversation_pb2.Interrupt()))
+        await self._send_chunks(self._outgoing.encode(samples))
 
     async def finish(self) -> None:
         """Says that no more comes: the open turn is answered, then the events end."""
+        if self.connected:
+            await self._send_chunks(self._outgoing.rest())
         self._finished = True
         await self._half_close()
 
@@ -210,8 +217,8 @@ class Conversation:
         config = conversation_pb2.ConverseConfig(
             session_id=self.session_id,
             settings=None if self.session_id else self._settings,
-            input_format=self._input.to_proto(),
-            output_format=self._output.to_proto(),
+            input_format=self._outgoing.audio_format,
+            output_format=self._incoming.audio_format,
             reports_playback=True,
             take_over=self._take_over,
         )
@@ -232,7 +239,7 @@ class Conversation:
         if response is grpc.aio.EOF:
             raise await _status_of(call)
         assert isinstance(response, ConverseResponse)
-        ready = event_of(response, self._output, time.monotonic())
+        ready = event_of(response, self._incoming, time.monotonic())
         if not isinstance(ready, Ready):
             call.cancel()
             raise error(
@@ -242,6 +249,7 @@ class Conversation:
             )
         self.session_id, self.mode = ready.session_id, ready.mode
         self._audio_sequence = 0
+        self._outgoing.restart()
         self._response_sequence = response.sequence + 1
         self._sent.clear()
         self._sent_at.clear()
@@ -293,7 +301,12 @@ class Conversation:
             )
         self._response_sequence += 1
         now = time.monotonic()
-        event = event_of(response, self._output, now)
+        try:
+            event = event_of(response, self._incoming, now)
+        except AudioError as bad:
+            raise error(
+                grpc.StatusCode.DATA_LOSS, "BAD_AUDIO", f"the server's audio cannot be read: {bad}"
+            ) from None
         if event is None:
             return
         if isinstance(event, AudioReceived):
@@ -349,16 +362,43 @@ class Conversation:
             )
             await self._write(ConverseRequest(playback=message))
 
+    async def _send_chunks(self, chunks: list[tuple[bytes, int]]) -> None:
+        call = self._call
+        for data, frames in chunks:
+            if self._call is not call:
+                # Numbers, and packets, of a stream that was lost mean nothing in the next.
+                self.dropped_samples += frames
+                continue
+            chunk = common_pb2.AudioChunk(sequence=self._audio_sequence, data=data)
+            # Counted before it is sent: whoever sends next takes the next number.
+            self._audio_sequence += 1
+            self._sent.append((self._sent[-1] if self._sent else 0) + frames)
+            self._sent_at.append(time.monotonic())
+            del self._sent[:-_KEPT_TIMES], self._sent_at[:-_KEPT_TIMES]
+            if not await self._write(ConverseRequest(audio=chunk)):
+                self.dropped_samples += frames
+
+    async def _send(self, request: ConverseRequest) -> None:
+        if not await self._write(request):
+            what = "the conversation was finished" if self._finished else "it is being looked for"
+            raise NotConnectedError(
+                f"no connection to the server at {self._target.address} ({what}): "
+                f"`{request.WhichOneof('message')}` was not sent"
+            )
+
     async def _write(self, request: ConverseRequest) -> bool:
         """Sends a message; False if there is no server to take it."""
         # gRPC cancels the whole call when a write is cancelled; who stops sending means no such
         # thing.
-        return await asyncio.shield(asyncio.create_task(self._write_to_its_end(request)))
+        return await asyncio.shield(
+            asyncio.create_task(self._write_to_its_end(request, self._call))
+        )
 
-    async def _write_to_its_end(self, request: ConverseRequest) -> bool:
+    async def _write_to_its_end(self, request: ConverseRequest, call: _Call | None) -> bool:
         async with self._writing:
-            call = self._call
-            if call is None or (self._finished and not request.HasField("playback")):
+            if call is None or call is not self._call:
+                return False
+            if self._finished and not request.HasField("playback"):
                 return False
             try:
                 async with asyncio.timeout(_WRITE_SECONDS):

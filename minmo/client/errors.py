@@ -9,5 +9,9 @@ class RecordingError(ClientError):
     """A file cannot be used as a recording."""
 
 
+class NotConnectedError(ClientError):
+    """There is no connection to the server at the moment, so that a request was not sent."""
+
+
 class NothingSaidError(ClientError):
     """There was no speech to answer, or no words in it."""

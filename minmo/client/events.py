@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
-from minmo.audio.pcm import PcmFormat, Samples
-from minmo.v1 import conversation_pb2
+from minmo.audio.pcm import Samples
+from minmo.client.codecs import Incoming
+from minmo.v1 import common_pb2, conversation_pb2
 
 Outcome = Literal["completed", "interrupted", "failed", "unspecified"]
+Role = Literal["system", "user", "assistant", "tool", "unspecified"]
 
 
 class Happening(StrEnum):
@@ -24,6 +26,7 @@ class Happening(StrEnum):
     RECOVERING = "recovering"
     RECOVERED = "recovered"
     NOTHING_SAID = "nothing_said"
+    INPUT_CLEARED = "input_cleared"
     UNKNOWN = "unknown"
     """From a server that knows more than this client."""
 
@@ -65,6 +68,7 @@ class UserText:
     turn_index: int
     text: str
     final: bool
+    request_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class AssistantText:
     utterance_id: str
     token_index: int
     text: str
+    request_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class TurnEvent:
     utterance_id: str
     detail: str
     at_seconds: float
+    request_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,67 @@ class TurnReport:
     voice_compute_ms: float
     generate_ms: float
     detail: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """The assistant calls a tool; answer with `tool_result`, then `create_response`.
+
+    Attributes:
+        arguments_json: a JSON object that fits the tool's schema.
+        turn_index: the assistant's turn that it is.
+    """
+
+    utterance_id: str
+    call_id: str
+    name: str
+    arguments_json: str
+    turn_index: int
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class SettingsUpdated:
+    """The session behaves so from here on."""
+
+    settings: conversation_pb2.SessionSettings
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class TurnAdded:
+    """The history has a new turn, which nobody spoke."""
+
+    turn_index: int
+    role: Role
+    text: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class TurnDeleted:
+    """The history has lost a turn."""
+
+    turn_index: int
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A request was not carried out; nothing has changed and the conversation goes on.
+
+    Attributes:
+        reason: in capitals, for programs; the contract's `Refused` lists them.
+        message: what was wrong, and the limit, for people.
+        field: what of the request it is about; empty for all of it.
+        request_id: what the method returned that asked for it.
+    """
+
+    reason: str
+    message: str
+    field: str
+    request_id: str
 
 
 @dataclass(frozen=True)
@@ -150,51 +217,82 @@ Event: TypeAlias = (
     | TurnEvent
     | StopPlayback
     | TurnReport
+    | ToolCall
+    | SettingsUpdated
+    | TurnAdded
+    | TurnDeleted
+    | Refused
     | Disconnected
     | Reconnected
 )
 
 
 def event_of(
-    response: conversation_pb2.ConverseResponse, output: PcmFormat, at_seconds: float
+    response: conversation_pb2.ConverseResponse, incoming: Incoming, at_seconds: float
 ) -> Event | None:
     """The event in a message of the server; None for a kind that this client does not know.
 
     Args:
-        output: format of the audio in it.
+        incoming: reads the audio in it.
         at_seconds: when it came, on the monotonic clock.
+
+    Raises:
+        AudioError: what should be audio is none.
     """
+    request_id = response.request_id
     event: Event | None = None
     match response.WhichOneof("message"):
         case "ready":
             ready = response.ready
             event = Ready(ready.session_id, ready.resumed, ready.turn_count, ready.mode)
         case "audio":
-            event = _audio(response.audio, output, at_seconds)
+            event = _audio(response.audio, incoming, at_seconds)
         case "user_text":
             said = response.user_text
-            event = UserText(said.turn_index, said.text, said.final)
+            event = UserText(said.turn_index, said.text, said.final, request_id)
         case "assistant_text":
             says = response.assistant_text
-            event = AssistantText(says.utterance_id, says.token_index, says.text)
+            event = AssistantText(says.utterance_id, says.token_index, says.text, request_id)
         case "event":
             told = response.event
             kind = _happening(told.kind)
-            event = TurnEvent(kind, told.audio_ms, told.utterance_id, told.detail, at_seconds)
+            event = TurnEvent(
+                kind, told.audio_ms, told.utterance_id, told.detail, at_seconds, request_id
+            )
         case "stop_playback":
             event = StopPlayback(response.stop_playback.utterance_id)
         case "report":
-            event = _report(response.report)
+            event = _report(response.report, request_id)
+        case "tool_call":
+            call = response.tool_call
+            event = ToolCall(
+                call.utterance_id,
+                call.call_id,
+                call.name,
+                call.arguments_json,
+                call.turn_index,
+                request_id,
+            )
+        case "settings_updated":
+            event = SettingsUpdated(response.settings_updated.settings, request_id)
+        case "turn_added":
+            turn = response.turn_added.turn
+            event = TurnAdded(turn.index, _role(turn.role), turn.text, request_id)
+        case "turn_deleted":
+            event = TurnDeleted(response.turn_deleted.turn_index, request_id)
+        case "refused":
+            no = response.refused
+            event = Refused(no.reason, no.message, no.field, request_id)
     return event
 
 
 def _audio(
-    audio: conversation_pb2.AudioOutput, output: PcmFormat, at_seconds: float
+    audio: conversation_pb2.AudioOutput, incoming: Incoming, at_seconds: float
 ) -> AudioReceived:
     return AudioReceived(
         audio.utterance_id,
         audio.first_sample,
-        output.decode(audio.data),
+        incoming.decode(audio.utterance_id, audio.data),
         tuple((mark.token_count, mark.sample) for mark in audio.marks),
         audio.final,
         at_seconds,
@@ -209,7 +307,17 @@ def _happening(kind: int) -> Happening:
         return Happening.UNKNOWN
 
 
-def _report(report: conversation_pb2.TurnReport) -> TurnReport:
+def _role(role: int) -> Role:
+    roles: dict[int, Role] = {
+        common_pb2.ROLE_SYSTEM: "system",
+        common_pb2.ROLE_USER: "user",
+        common_pb2.ROLE_ASSISTANT: "assistant",
+        common_pb2.ROLE_TOOL: "tool",
+    }
+    return roles.get(role, "unspecified")
+
+
+def _report(report: conversation_pb2.TurnReport, request_id: str) -> TurnReport:
     outcomes: dict[int, Outcome] = {
         conversation_pb2.TURN_OUTCOME_COMPLETED: "completed",
         conversation_pb2.TURN_OUTCOME_INTERRUPTED: "interrupted",
@@ -231,4 +339,5 @@ def _report(report: conversation_pb2.TurnReport) -> TurnReport:
         voice_compute_ms=report.voice_compute_ms,
         generate_ms=report.generate_ms,
         detail=report.detail,
+        request_id=request_id,
     )

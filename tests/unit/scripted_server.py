@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 
+from minmo.audio.opus import OpusDecoder, OpusEncoder
+from minmo.audio.pcm import to_s16
 from minmo.rpc.errors import DETAILS_KEY, StatusError
-from minmo.v1 import conversation_pb2
+from minmo.v1 import common_pb2, conversation_pb2
 from minmo.v1.conversation_pb2 import ConverseRequest, ConverseResponse
 from minmo.v1.conversation_pb2_grpc import (
     ConversationServiceServicer,
@@ -23,9 +25,15 @@ ANSWER_SECONDS = 0.3
 SILENCE_SECONDS = 0.2
 
 
+def tone(hertz: float, seconds: float, rate: int) -> np.ndarray:
+    """Something that Opus keeps, unlike a constant."""
+    phase = np.arange(round(seconds * rate)) * (2 * np.pi * hertz / rate)
+    return (0.5 * np.sin(phase)).astype(np.float32)
+
+
 @dataclass
 class Script(ConversationServiceServicer):
-    """Takes what is loud for speech, and answers after a silence."""
+    """Takes what is loud for speech, and answers after a silence; carries out what is asked."""
 
     answer: bool = True
     words: bool = True
@@ -34,6 +42,7 @@ class Script(ConversationServiceServicer):
     configs: list[conversation_pb2.ConverseConfig] = field(default_factory=list)
     playbacks: list[conversation_pb2.Playback] = field(default_factory=list)
     audio: list[np.ndarray] = field(default_factory=list)
+    requests: list[ConverseRequest] = field(default_factory=list)
     answers: int = 0
 
     async def Converse(
@@ -55,6 +64,9 @@ class Script(ConversationServiceServicer):
                 case "playback":
                     self.playbacks.append(request.playback)
                     await stream.played(request.playback)
+                case _:
+                    self.requests.append(request)
+                    await stream.obey(request)
 
 
 class _Stream:
@@ -67,11 +79,16 @@ class _Stream:
         self._rate = 0
         self._output_rate = 0
         self._utterance = ""
+        self._decoder: OpusDecoder | None = None
+        self._opus_out = False
 
     async def begin(self, config: conversation_pb2.ConverseConfig) -> None:
         self._script.configs.append(config)
         self._rate = config.input_format.sample_rate_hz
         self._output_rate = config.output_format.sample_rate_hz
+        if config.input_format.encoding == common_pb2.AUDIO_ENCODING_OPUS:
+            self._decoder = OpusDecoder(self._rate)
+        self._opus_out = config.output_format.encoding == common_pb2.AUDIO_ENCODING_OPUS
         session_id = config.session_id or f"session-{len(self._script.configs)}"
         await self._send(
             ready=conversation_pb2.ConverseReady(
@@ -80,7 +97,10 @@ class _Stream:
         )
 
     async def hear(self, chunk) -> None:
-        samples = np.frombuffer(chunk.data, dtype="<i2")
+        if self._decoder is None:
+            samples = np.frombuffer(chunk.data, dtype="<i2")
+        else:
+            samples = to_s16(self._decoder.decode(chunk.data))
         self._script.audio.append(samples)
         self._samples += len(samples)
         if np.abs(samples).max() > 1000:
@@ -116,6 +136,9 @@ class _Stream:
         count = int(ANSWER_SECONDS * self._output_rate)
         half = count // 2
         sound = np.full(count, 8000, dtype="<i2")
+        if self._opus_out:
+            await self._send_packets(tone(600, ANSWER_SECONDS, self._output_rate))
+            return
         for first, piece, final in ((0, sound[:half], False), (half, sound[half:], True)):
             await self._send(
                 audio=conversation_pb2.AudioOutput(
@@ -125,6 +148,53 @@ class _Stream:
                     final=final,
                 )
             )
+
+    async def _send_packets(self, samples: np.ndarray) -> None:
+        encoder = OpusEncoder(self._output_rate)
+        packets = encoder.encode(samples, last=True)
+        for place, packet in enumerate(packets):
+            await self._send(
+                audio=conversation_pb2.AudioOutput(
+                    utterance_id=self._utterance,
+                    first_sample=place * encoder.packet_samples,
+                    data=packet,
+                    final=place == len(packets) - 1,
+                )
+            )
+
+    async def obey(self, request: ConverseRequest) -> None:
+        """Carries out the one turn 7 that it knows, refuses the others; calls a tool if asked."""
+        answer: dict[str, object] = {}
+        match request.WhichOneof("message"):
+            case "update_settings":
+                answer["settings_updated"] = conversation_pb2.SettingsUpdated(
+                    settings=request.update_settings.settings
+                )
+            case "add_turn":
+                turn = conversation_pb2.Turn(
+                    index=7, role=request.add_turn.role, text=request.add_turn.text
+                )
+                answer["turn_added"] = conversation_pb2.TurnAdded(turn=turn)
+            case "tool_result":
+                turn = conversation_pb2.Turn(
+                    index=9, role=common_pb2.ROLE_TOOL, text=request.tool_result.output
+                )
+                answer["turn_added"] = conversation_pb2.TurnAdded(turn=turn)
+            case "delete_turn" if request.delete_turn.turn_index == 7:
+                answer["turn_deleted"] = conversation_pb2.TurnDeleted(turn_index=7)
+            case "create_response":
+                answer["tool_call"] = conversation_pb2.ToolCall(
+                    call_id="call-1", name="clock", arguments_json='{"city": "Rome"}', turn_index=8
+                )
+            case "clear_input":
+                answer["event"] = conversation_pb2.TurnEvent(
+                    kind=conversation_pb2.TURN_EVENT_KIND_INPUT_CLEARED
+                )
+            case kind:
+                answer["refused"] = conversation_pb2.Refused(
+                    reason="NO_TURN", message="there is no such turn", field=kind
+                )
+        await self._send(request_id=request.request_id, **answer)
 
     async def played(self, playback: conversation_pb2.Playback) -> None:
         if not playback.finished or playback.utterance_id != self._utterance:
