@@ -26,6 +26,23 @@ def serve(
             help="Port of the public API; 0 takes a free one. By default 7100, or else a free one.",
         ),
     ] = None,
+    web_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="MINMO_WEB_PORT",
+            min=0,
+            max=65535,
+            help="Port of the page and of OpenAI's Realtime protocol; 0 takes a free one. "
+            "By default 8080, or else a free one.",
+        ),
+    ] = None,
+    gateway: Annotated[
+        bool,
+        typer.Option(
+            "--gateway/--no-gateway",
+            help="Serve the page and the Realtime protocol. Never with --tls-client-ca.",
+        ),
+    ] = True,
     mode: Annotated[Mode, typer.Option(envvar="MINMO_MODE", help=MODES_HELP)] = Mode.AUTO,
     preset: Annotated[
         str, typer.Option(envvar="MINMO_PRESET", help="Preset whose modules are used.")
@@ -79,6 +96,15 @@ def serve(
             help="PEM CA that must have signed the callers' certificates.",
         ),
     ] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MINMO_CA",
+            exists=True,
+            dir_okay=False,
+            help="PEM CA of --tls-cert, for the gateway; by default --tls-cert itself.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Start everything on this machine and keep it running until Ctrl-C.
@@ -96,6 +122,8 @@ def serve(
         mode=mode.value,
         host=host,
         port=port,
+        web_port=web_port,
+        gateway=gateway and tls_client_ca is None,
         metrics=metrics,
         redis_url=redis_url,
         triton_address=triton_address,
@@ -103,6 +131,7 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
+        tls_ca=tls_ca or tls_cert,
     )
 
     async def work(stack: Stack) -> None:
@@ -131,6 +160,9 @@ def announce(stack: Stack) -> None:
         table.add_row(name, service.address, service.metrics or "", str(service.pid or "external"))
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"MinMo {found.version} talks at [bold]{found.address}[/] (gRPC, {found.mode}).")
+    if "gateway" in found.services:
+        scheme = "https" if found.tls else "http"
+        console.print(f"Its page is at [bold]{scheme}://{found.services['gateway'].address}/[/].")
     console.print(table)
     console.print(f"logs  {found.logs}", markup=False)
     console.print("try   minmo talk examples/question.wav --out answer.wav", markup=False)

@@ -10,6 +10,7 @@ from minmo.stack.mode import WantedMode
 from minmo.weights import home
 
 DEFAULT_PORT = 7100
+DEFAULT_WEB_PORT = 8080
 DEFAULT_INSTANCE = "stack"
 
 
@@ -22,6 +23,8 @@ class StackConfig:
         mode: ``cascade``, ``aligned``, or ``auto`` (`minmo.stack.mode`).
         host: address that the public API listens on; everything else stays on 127.0.0.1.
         port: port of the public API; 0 takes a free one, None takes 7100 or else a free one.
+        gateway: whether there is a gateway, which serves the page and the Realtime protocol.
+        web_port: its port; 0 takes a free one, None takes 8080 or else a free one.
         metrics: whether the processes export Prometheus metrics.
         redis_url: an external Redis; None starts one, whose data stay in the folder.
         triton_address: gRPC address of an external Triton; None starts one.
@@ -29,6 +32,7 @@ class StackConfig:
         tls_cert: PEM certificate chain of the public API.
         tls_key: PEM private key of it.
         tls_client_ca: PEM CA that must have signed the callers' certificates.
+        tls_ca: PEM CA of `tls_cert`, for the gateway, which is a caller too.
         folder: where the run and data folders are.
         variables: settings of single services, by their name, as environment variables.
         cores: cores to plan for; those that this process may use if None.
@@ -38,6 +42,8 @@ class StackConfig:
     mode: WantedMode = "auto"
     host: str = "127.0.0.1"
     port: int | None = None
+    gateway: bool = False
+    web_port: int | None = None
     metrics: bool = True
     redis_url: str | None = None
     triton_address: str | None = None
@@ -45,6 +51,7 @@ class StackConfig:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
+    tls_ca: Path | None = None
     folder: Path = field(default_factory=home.home)
     variables: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     cores: int | None = None

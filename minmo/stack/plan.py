@@ -19,7 +19,7 @@ from minmo.stack.triton import triton_command
 from minmo.weights import home
 from minmo.weights.parts import preset_name
 
-ServiceName = Literal["encoder", "voice_decoder", "llm", "orchestrator"]
+ServiceName = Literal["encoder", "voice_decoder", "llm", "orchestrator", "gateway"]
 
 _LOOPBACK = "127.0.0.1"
 # On few, busy cores PyTorch alone takes its time to load.
@@ -29,7 +29,12 @@ _TRITON_READY_SECONDS = 120.0
 _BYTES_PER_SECOND = 50e6
 # Variables of who starts the stack that are about its public API: the services behind it must not
 # take them for their own.
-_PUBLIC_VARIABLES = ("MINMO_TOKEN", "MINMO_TLS_", "MINMO_UPSTREAM_", "MINMO_READY_FILE")
+_PUBLIC_VARIABLES = (
+    *("MINMO_TOKEN", "MINMO_TLS_", "MINMO_UPSTREAM_", "MINMO_READY_FILE"),
+    *("MINMO_API_KEYS_FILE", "MINMO_JWT_", "MINMO_ALLOWED_ORIGINS"),
+)
+# What the gateway takes from who starts the stack: it is open to the world.
+_GATEWAY_VARIABLES = ("MINMO_API_KEYS_FILE", "MINMO_JWT_", "MINMO_ALLOWED_ORIGINS")
 
 
 @dataclass
@@ -40,7 +45,8 @@ class Plan:
         config: what it is to be.
         folder: its own folder, with ``ready/`` in it.
         reserve: gives a port of 127.0.0.1 that stays reserved as long as the stack lives.
-        public: ``(port, address)`` of the public API.
+        public: ``(port, address)`` of the public gRPC API.
+        web: the same of the gateway; None has no gateway.
 
     Raises:
         StackError: a part is missing on this machine.
@@ -51,6 +57,7 @@ class Plan:
     folder: Path
     reserve: Callable[[], int]
     public: tuple[int, str]
+    web: tuple[int, str] | None = None
     specs: list[ProcessSpec] = field(default_factory=list, init=False)
     addresses: dict[str, str] = field(default_factory=dict, init=False)
     metrics_urls: dict[str, str] = field(default_factory=dict, init=False)
@@ -75,6 +82,8 @@ class Plan:
             needs=["triton"],
         )
         self._plan_orchestrator()
+        if self.web is not None:
+            self._plan_gateway(*self.web)
 
     def _plan_redis(self) -> None:
         if self.config.redis_url is not None:
@@ -163,6 +172,28 @@ class Plan:
         started = {spec.name for spec in self.specs}
         self._add_service("orchestrator", arguments, sorted(started - {"triton"}), secrets)
 
+    def _plan_gateway(self, port: int, address: str) -> None:
+        config = self.config
+        self.addresses["gateway"] = address
+        arguments = [
+            *("--host", config.host, "--port", str(port), "--drain-seconds", "2"),
+            *("--orchestrator-address", self.addresses["orchestrator"]),
+        ]
+        for flag, path in (
+            ("--tls-cert", config.tls_cert),
+            ("--tls-key", config.tls_key),
+            ("--upstream-ca", config.tls_ca),
+        ):
+            if path is not None:
+                arguments += [flag, str(path)]
+        # Clients show the API token here too; it is passed on.
+        secrets = {
+            key: value for key, value in os.environ.items() if key.startswith(_GATEWAY_VARIABLES)
+        }
+        if config.token is not None:
+            secrets["MINMO_TOKEN"] = config.token
+        self._add_service("gateway", arguments, ["orchestrator"], secrets)
+
     def _add_service(
         self,
         name: ServiceName,
@@ -188,7 +219,7 @@ class Plan:
                 environment=self._environment(name, threads) | (secrets or {}),
                 needs=[need for need in needs if need in {spec.name for spec in self.specs}],
                 ready_seconds=_SERVICE_READY_SECONDS + self._load_seconds,
-                stop_seconds=5 if name == "orchestrator" else 3,
+                stop_seconds=5 if name in ("orchestrator", "gateway") else 3,
             )
         )
 

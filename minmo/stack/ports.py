@@ -18,12 +18,13 @@ class PortReservation:
     Args:
         host: address to bind.
         port: port to reserve; 0 takes a free one.
+        flag: what another port is chosen with.
 
     Raises:
         StackError: something listens there already, or the address is not this machine's.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, flag: str = "--port") -> None:
         self._socket = socket.socket(_family(host), socket.SOCK_STREAM)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -32,7 +33,7 @@ class PortReservation:
             self._socket.close()
             raise StackError(
                 f"cannot listen on {host} port {port}: {error.strerror or error}; "
-                "stop what uses it, or give another --port (0 takes a free one)"
+                f"stop what uses it, or give another {flag} (0 takes a free one)"
             ) from None
         self.host = host
         self.port: int = self._socket.getsockname()[1]

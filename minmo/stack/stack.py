@@ -18,7 +18,7 @@ from typing import Self
 
 from minmo.rpc.metrics import minmo_version
 from minmo.stack import descriptor, redis, shared_memory
-from minmo.stack.config import DEFAULT_PORT, StackConfig
+from minmo.stack.config import DEFAULT_PORT, DEFAULT_WEB_PORT, StackConfig
 from minmo.stack.errors import StackError
 from minmo.stack.plan import Plan
 from minmo.stack.ports import PortReservation
@@ -63,7 +63,7 @@ class Stack:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """``host:port`` of orchestrator, encoder, llm, voice_decoder, triton and redis."""
+        """``host:port`` of orchestrator, gateway, encoder, llm, voice_decoder, triton and redis."""
         return dict(self._planned.addresses)
 
     @property
@@ -124,7 +124,15 @@ class Stack:
             self._folder = self._make_folders()
             if self.config.redis_url is not None:
                 await redis.check_external(self.config.redis_url)
-            self._plan = Plan(self.config, self._folder, self._reserve, self._reserve_public())
+            self._plan = Plan(
+                self.config,
+                self._folder,
+                self._reserve,
+                self._reserve_open(self.config.port, DEFAULT_PORT, "--port"),
+                self._reserve_open(self.config.web_port, DEFAULT_WEB_PORT, "--web-port")
+                if self.config.gateway
+                else None,
+            )
             self._supervisor = Supervisor(
                 self._plan.specs,
                 self._folder / "logs",
@@ -293,10 +301,11 @@ class Stack:
         self._resources.callback(reservation.close)
         return reservation.port
 
-    def _reserve_public(self) -> tuple[int, str]:
-        host, port = self.config.host, self.config.port
+    def _reserve_open(self, port: int | None, default: int, flag: str) -> tuple[int, str]:
+        """A port that the world may reach: the one that is wanted, or the default if it is free."""
+        host = self.config.host
         try:
-            reservation = PortReservation(host, DEFAULT_PORT if port is None else port)
+            reservation = PortReservation(host, default if port is None else port, flag=flag)
         except StackError:
             if port is not None:
                 raise

@@ -29,6 +29,7 @@ def thread_budget(cores: int) -> Mapping[str, int]:
         "encoder": 1,
         "voice_decoder": 1,
         "orchestrator": 1,
+        "gateway": 1,
     }
 
 

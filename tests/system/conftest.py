@@ -22,13 +22,26 @@ SAME_LOOP = pytest.mark.asyncio(loop_scope="session")
 QUESTION = ROOT / "examples" / "question.wav"
 QUESTION_TEXT = "What part of the United States is your home?"
 DATA = ROOT / "tests" / "data"
+CONFIG_DEADLINE_SECONDS = 3
+READ_DEADLINE_SECONDS = 4
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     """The stack, ready. A process that a test kills is started again."""
     weights.ensure("mini")
-    config = StackConfig(port=0, folder=tmp_path_factory.mktemp("home"))
+    # Deadlines that a test waits for are shorter than a user would want them.
+    deadlines = {
+        "MINMO_CONFIG_DEADLINE_SECONDS": str(CONFIG_DEADLINE_SECONDS),
+        "MINMO_READ_DEADLINE_SECONDS": str(READ_DEADLINE_SECONDS),
+    }
+    config = StackConfig(
+        port=0,
+        gateway=True,
+        web_port=0,
+        folder=tmp_path_factory.mktemp("home"),
+        variables={"orchestrator": deadlines},
+    )
     async with Stack(config, listener=print) as stack:
         yield stack
 

@@ -9,7 +9,7 @@ import base64
 import json
 import sys
 
-import av  # type: ignore[import-not-found]
+import av
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""Browsers and OpenAI Realtime clients, in front of the orchestrator."""
