@@ -2,6 +2,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := .venv-clients
 PROTOS := $(wildcard protos/minmo/v1/*.proto)
 INSTALLS := pyproject.toml setup.py tools/generate_protos.py tests/published.txt $(PROTOS)
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -23,7 +24,7 @@ run: $(VENV)/.installed ## Install, fetch the weights, ask a question, serve unt
 	@$(BIN)/minmo weights
 	@$(BIN)/minmo talk examples/question.wav --out answer.wav --report report.json --keep
 
-test: $(VENV)/.installed-dev minmo/v1/.generated ## Run all tests (PYTEST_ARGS: which, how)
+test: $(VENV)/.installed-dev minmo/v1/.generated $(if $(PYTEST_ARGS),,$(CLIENTS)/.installed) ## Run all tests (PYTEST_ARGS: which, how)
 	@$(BIN)/minmo weights
 	@$(if $(PYTEST_ARGS),$(BIN)/python -m pytest $(PYTEST_ARGS),$(call all_tests))
 
@@ -51,7 +52,7 @@ weights: $(VENV)/.installed ## Fetch and prepare the pretrained weights
 	@$(BIN)/minmo weights
 
 clean: ## Remove what was installed, generated and cached here (weights stay in ~/.cache/minmo)
-	@rm -rf $(VENV) minmo/v1 build dist *.egg-info answer.wav report.json
+	@rm -rf $(VENV) $(CLIENTS) minmo/v1 build dist *.egg-info answer.wav report.json
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	@find minmo services tests tools -name __pycache__ -type d -exec rm -rf {} +
 
@@ -61,15 +62,19 @@ $(VENV)/.installed: $(INSTALLS)
 $(VENV)/.installed-dev: $(INSTALLS)
 	@$(call set_up,--dev)
 
+$(CLIENTS)/.installed: tests/system/clients/requirements.txt
+	@$(call set_up,--clients)
+
 # The installation generates minmo/v1 too, but without the stubs for the type checker.
 minmo/v1/.generated: $(VENV)/.installed-dev
 	@$(BIN)/python tools/generate_protos.py
 	@touch $@
 
-# Unit tests share the cores, a file each; tests with servers of their own need them all.
+# Files share the cores, the longest first; what talks with one stack for all needs them alone.
+IMPORTED := tests/system/test_imported_cascade.py
 define all_tests
-OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/unit \
-	&& $(BIN)/python -m pytest tests/service tests/system
+OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(IMPORTED) tests/service tests/unit \
+	&& $(BIN)/python -m pytest tests/system --ignore $(IMPORTED)
 endef
 
 define set_up

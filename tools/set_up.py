@@ -1,5 +1,8 @@
 """Make `.venv` and install MinMo into it: `python3 tools/set_up.py [--dev] [-- PIP_ARGUMENT...]`.
 
+With `--clients` it makes `.venv-clients` instead: the clients that others published, which the
+tests talk with. They ask for other versions of what MinMo uses, so they live apart.
+
 Uses the standard library alone. Run by `make`, which knows when there is something to do.
 """
 
@@ -20,6 +23,9 @@ VENV = ROOT / ".venv"
 STAMP = VENV / ".installed"
 DEV_STAMP = VENV / ".installed-dev"
 PUBLISHED = ROOT / "tests" / "published.txt"
+CLIENTS_VENV = ROOT / ".venv-clients"
+CLIENTS_STAMP = CLIENTS_VENV / ".installed"
+CLIENTS = ROOT / "tests" / "system" / "clients" / "requirements.txt"
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 _SHOWN = ("Collecting ", "Downloading ", "Building ", "Preparing ", "Installing ")
@@ -54,14 +60,14 @@ def check_machine() -> None:
         )
 
 
-def make_environment() -> None:
-    """Make `.venv` if there is none of this Python's version. Raises SetUpError."""
-    library = VENV / "lib" / f"python3.{sys.version_info[1]}"
-    if (VENV / "bin" / "pip").exists() and library.is_dir():
+def make_environment(folder: Path) -> None:
+    """Make an environment if there is none of this Python's version. Raises SetUpError."""
+    library = folder / "lib" / f"python3.{sys.version_info[1]}"
+    if (folder / "bin" / "pip").exists() and library.is_dir():
         return
-    print("environment: making .venv", flush=True)
+    print(f"environment: making {folder.name}", flush=True)
     try:
-        venv.create(VENV, clear=True, with_pip=True, symlinks=True)
+        venv.create(folder, clear=True, with_pip=True, symlinks=True)
     except subprocess.CalledProcessError:
         raise SetUpError(
             "Python cannot make a virtual environment with pip; on Debian and Ubuntu: apt-get "
@@ -69,9 +75,13 @@ def make_environment() -> None:
         ) from None
 
 
-def install(*pip_arguments: str) -> None:
-    """Run `pip install`, showing on a terminal what it is at. Raises SetUpError."""
-    command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off"]
+def install(folder: Path, *pip_arguments: str) -> None:
+    """Run an environment's `pip install`, showing on a terminal what it is at.
+
+    Raises:
+        SetUpError: pip failed; the text has the end of what it said.
+    """
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off"]
     command += ["--disable-pip-version-check", *pip_arguments]
     began = time.monotonic()
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -95,27 +105,52 @@ def show(line: str, seconds: float) -> None:
     print(f"\r{text:<{_WIDTH}}", end="" if line else "\r", flush=True)
 
 
+def set_up(pip_arguments: list[str], *, dev: bool) -> None:
+    """Make `.venv` and install MinMo into it. Raises SetUpError."""
+    make_environment(VENV)
+    print("packages: installing (a few minutes the first time)", flush=True)
+    began = time.monotonic()
+    install(VENV, *pip_arguments, "-e", ".[dev]" if dev else ".")
+    if dev:
+        install(VENV, *pip_arguments, "--no-deps", "-r", str(PUBLISHED))
+    print(f"packages: installed in {time.monotonic() - began:.0f} s", flush=True)
+    STAMP.touch()
+    if dev:
+        DEV_STAMP.touch()
+
+
+def set_up_clients(pip_arguments: list[str]) -> None:
+    """Make `.venv-clients` and install the clients into it. Raises SetUpError."""
+    make_environment(CLIENTS_VENV)
+    print(
+        "clients: installing those of OpenAI, LiveKit and Pipecat into .venv-clients, which the "
+        "tests talk with (about a minute, once)",
+        flush=True,
+    )
+    began = time.monotonic()
+    install(CLIENTS_VENV, *pip_arguments, "--no-deps", "--no-compile", "-r", str(CLIENTS))
+    print(f"clients: installed in {time.monotonic() - began:.0f} s", flush=True)
+    CLIENTS_STAMP.touch()
+
+
 def main() -> int:
     """Set up; return the exit status."""
     parser = argparse.ArgumentParser(description="Make .venv and install MinMo into it.")
     parser.add_argument("--dev", action="store_true", help="with what tests and checks need")
+    parser.add_argument(
+        "--clients", action="store_true", help="only .venv-clients, for the tests with clients"
+    )
     parser.add_argument("pip_arguments", nargs="*", help="handed to pip, after --")
     options = parser.parse_args()
     try:
         check_machine()
-        make_environment()
-        print("packages: installing (a few minutes the first time)", flush=True)
-        began = time.monotonic()
-        install(*options.pip_arguments, "-e", ".[dev]" if options.dev else ".")
-        if options.dev:
-            install(*options.pip_arguments, "--no-deps", "-r", str(PUBLISHED))
-        print(f"packages: installed in {time.monotonic() - began:.0f} s", flush=True)
+        if options.clients:
+            set_up_clients(options.pip_arguments)
+        else:
+            set_up(options.pip_arguments, dev=options.dev)
     except SetUpError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1
-    STAMP.touch()
-    if options.dev:
-        DEV_STAMP.touch()
     return 0
 
 

@@ -189,6 +189,71 @@ def model(
     typer.echo(text)
 
 
+@app.command("gateway")
+def gateway(
+    questions: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Folder of spoken questions.")
+    ] = Path("examples/questions"),
+    count: Annotated[int, typer.Option(min=1, max=1000, help="Questions to ask each way.")] = 20,
+    idle: Annotated[int, typer.Option(min=0, max=1000, help="Idle connections.")] = 50,
+    talking: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, max=1000, help="Sessions that talk beside them; may be given several times."
+        ),
+    ] = None,
+    sessions: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            max=1000,
+            help="Sessions at once with a replayed orchestrator; may be given several times.",
+        ),
+    ] = None,
+    address: Address = None,
+    token: Token = None,
+    tls_ca: TlsCa = None,
+    preset: Preset = "mini",
+    as_json: Json = False,
+) -> None:
+    """Measure the gateway: what it adds to first audio, idle connections, how many may talk.
+
+    It starts a gateway of its own in front of the server. How many it sustains is measured with an
+    orchestrator that computes nothing: it replays what the server answered once.
+
+    Example: minmo bench gateway --count 10 --sessions 20 --sessions 40
+    """
+    import json
+
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from minmo.bench import gateway as bench
+    from minmo.bench.latency import read_questions
+    from minmo.cli.reach import Reach, Server
+    from minmo.cli.show import stderr
+    from minmo.stack import StackConfig
+
+    recordings = read_questions(questions, count)
+
+    async def work(server: Server) -> bench.GatewayResult:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=stderr(), transient=True, disable=as_json) as bars:
+            task = bars.add_task("starting", total=None)
+            return await bench.measure(
+                server.target,
+                recordings,
+                idle=idle,
+                talking=sorted(set(talking or (1, 2, 4, 8))),
+                sessions=sorted(set(sessions or (10, 20, 40, 80))),
+                progress=lambda what: bars.update(task, description=what),
+            )
+
+    config = StackConfig(preset=preset)
+    result = Reach(address, token, tls_ca, config, quiet=as_json).run(work)
+    text = json.dumps(result.to_json(), indent=2) if as_json else "\n".join(bench.lines(result))
+    typer.echo(text)
+
+
 def _ensure_measured(preset: str, *, quiet: bool) -> None:
     """Fetches the LLM where a package has it, once all that none has is known to be here.
 
