@@ -24,7 +24,8 @@ import redis.asyncio as redis
 from minmo.bench.latency import after_decision_ms
 from minmo.client import Conversation, Recording, Target, ask, sessions
 from minmo.client.events import Happening, StopPlayback, TurnEvent, TurnReport, UserText
-from minmo.client.microphone import Microphone
+from minmo.client.microphone import FAST, Microphone
+from minmo.stack.ports import PortReservation
 from minmo.stack.stack import Stack
 from minmo.v1 import conversation_pb2
 from tests.aligned import aligned_home
@@ -33,8 +34,10 @@ from tests.system.test_conversation import collect
 
 pytestmark = SAME_LOOP
 
+# What the LLM says to untrained embeddings would go on for as long as it may.
+BRIEF = conversation_pb2.SessionSettings(max_answer_tokens=8)
 STORY = conversation_pb2.SessionSettings(
-    system_prompt="You tell long stories in many sentences.", max_answer_tokens=40
+    system_prompt="You tell long stories in many sentences.", max_answer_tokens=24
 )
 
 
@@ -75,20 +78,17 @@ class Aligned:
         """Kills the encoder and starts another in its place."""
         self.encoder.kill()
         await self.encoder.wait()
-        self.encoder, _ = await self.processes.enter_async_context(
-            encoder(self.folder, f"--port={self.encoder_address.rpartition(':')[2]}")
-        )
+        port = int(self.encoder_address.rpartition(":")[2])
+        self.encoder, _ = await self.processes.enter_async_context(encoder(self.folder, port))
 
 
 @asynccontextmanager
-async def encoder(
-    folder: Path, *arguments: str
-) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def encoder(folder: Path, port: int) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     async with service(
         "encoder",
         folder / "encoder.json",
         "--preload=embeddings",
-        *arguments,
+        f"--port={port}",
         environment={"MINMO_HOME": str(folder / "home")},
     ) as started:
         yield started
@@ -99,19 +99,22 @@ async def whole(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Async
     """A second encoder and a second orchestrator beside the stack's own."""
     folder = tmp_path_factory.mktemp("aligned")
     await asyncio.to_thread(aligned_home, folder / "home")
+    reservation = PortReservation()
     async with AsyncExitStack() as processes:
-        listening, encoder_address = await processes.enter_async_context(encoder(folder))
-        _, address = await processes.enter_async_context(
-            service(
-                "orchestrator",
-                folder / "orchestrator.json",
-                "--mode=aligned",
-                f"--encoder-address={encoder_address}",
-                "--encoder-deadline-seconds=60",
-                f"--llm-address={stack.addresses['llm']}",
-                f"--voice-decoder-address={stack.addresses['voice_decoder']}",
-                f"--redis-url={stack.redis_url}",
-            )
+        processes.callback(reservation.close)
+        orchestrator = service(
+            "orchestrator",
+            folder / "orchestrator.json",
+            "--mode=aligned",
+            f"--encoder-address=127.0.0.1:{reservation.port}",
+            "--encoder-deadline-seconds=60",
+            f"--llm-address={stack.addresses['llm']}",
+            f"--voice-decoder-address={stack.addresses['voice_decoder']}",
+            f"--redis-url={stack.redis_url}",
+        )
+        (listening, encoder_address), (_, address) = await asyncio.gather(
+            processes.enter_async_context(encoder(folder, reservation.port)),
+            processes.enter_async_context(orchestrator),
         )
         yield Aligned(Target(address), folder, listening, encoder_address, processes)
 
@@ -126,7 +129,7 @@ async def test_speech_goes_into_the_llm_while_it_is_spoken_and_an_answer_comes_o
     aligned: Target,
 ) -> None:
     events: list[object] = []
-    async with Conversation(aligned, input_rate_hz=16_000) as conversation:
+    async with Conversation(aligned, input_rate_hz=16_000, settings=BRIEF) as conversation:
         assert conversation.mode == "aligned"
         (turn,) = await ask(conversation, Recording.read(QUESTION), listener=events.append)
         session = await sessions.get_session(aligned, conversation.session_id)
@@ -153,7 +156,7 @@ async def test_embeddings_reach_the_store_and_are_forgotten_with_their_turn(
     aligned: Target, stack: Stack
 ) -> None:
     store = redis.Redis.from_url(stack.redis_url)
-    async with Conversation(aligned, input_rate_hz=16_000, speed=4) as conversation:
+    async with Conversation(aligned, input_rate_hz=16_000, settings=BRIEF, speed=4) as conversation:
         key = f"minmo:session:{conversation.session_id}:embeddings"
         microphone = asyncio.create_task(
             Microphone(conversation, Recording.read(QUESTION), 1.0).run()
@@ -193,9 +196,13 @@ async def test_an_interruption_forks_the_cache_and_the_fork_becomes_the_conversa
 
 async def test_a_lost_encoder_is_replaced_in_the_middle_of_a_turn(whole: Aligned) -> None:
     question = Recording.read(QUESTION)
-    async with Conversation(whole.target, input_rate_hz=16_000) as conversation:
+    async with Conversation(
+        whole.target, input_rate_hz=16_000, settings=BRIEF, speed=4
+    ) as conversation:
         (first, *_) = await ask(conversation, question)
-    async with Conversation(whole.target, input_rate_hz=16_000) as conversation:
+    async with Conversation(
+        whole.target, input_rate_hz=16_000, settings=BRIEF, speed=4
+    ) as conversation:
         microphone = asyncio.create_task(Microphone(conversation, question, 1.0).run())
         await collect(conversation, UserText)
         await whole.replace_encoder()
@@ -215,8 +222,8 @@ async def test_a_killed_triton_rebuilds_the_cache_from_the_embeddings(
     aligned: Target, stack: Stack
 ) -> None:
     question = Recording.read(QUESTION)
-    async with Conversation(aligned, input_rate_hz=16_000, speed=4) as conversation:
-        (first, *_) = await ask(conversation, question)
+    async with Conversation(aligned, input_rate_hz=16_000, settings=BRIEF, speed=4) as conversation:
+        (first, *_) = await ask(conversation, question, speed=FAST)
         microphone = asyncio.create_task(Microphone(conversation, question, 1.0).run())
         events = await collect(conversation, Happening.USER_SPEECH_STARTED)
         await stack.kill("triton")

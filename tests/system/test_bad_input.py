@@ -15,6 +15,7 @@ import pytest_asyncio
 from minmo.client import Conversation, Recording, Target, ask, sessions
 from minmo.client.errors import NothingSaidError
 from minmo.client.events import TurnReport
+from minmo.client.microphone import FAST
 from minmo.rpc.errors import parse
 from minmo.stack.stack import Stack
 from minmo.v1.common_pb2 import (
@@ -35,7 +36,7 @@ from minmo.v1.conversation_pb2 import (
     TranscribeRequest,
 )
 from minmo.v1.conversation_pb2_grpc import ConversationServiceStub
-from tests.system.conftest import QUESTION, SAME_LOOP
+from tests.system.conftest import CONFIG_DEADLINE_SECONDS, QUESTION, SAME_LOOP
 from tests.system.test_conversation import collect
 
 if TYPE_CHECKING:
@@ -132,15 +133,6 @@ RATES = "8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000 Hz"
         pytest.param(
             [config(settings=SessionSettings(temperature=9))], INVALID, "is 9", id="temperature"
         ),
-        pytest.param(
-            [config(), ConverseRequest(text=TextInput(text="x" * 4001))],
-            INVALID,
-            "text.text: has 4001 characters",
-            id="long text",
-        ),
-        pytest.param(
-            [config(), ConverseRequest(text=TextInput(text=" "))], INVALID, "is empty", id="no text"
-        ),
     ],
 )
 async def test_a_bad_stream_is_refused_with_the_reason(
@@ -173,7 +165,7 @@ async def test_a_stream_that_never_sends_its_configuration_is_ended(
 ) -> None:
     refused = await refusal(stub, [])
     assert refused.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert "no config came within 10 s" in (refused.details() or "")
+    assert f"no config came within {CONFIG_DEADLINE_SECONDS} s" in (refused.details() or "")
 
 
 async def test_two_streams_cannot_use_one_session(
@@ -208,9 +200,9 @@ async def test_what_is_no_speech_gets_no_answer(
 ) -> None:
     async with Conversation(target, input_rate_hz=RATE_HZ, speed=4) as conversation:
         with pytest.raises(NothingSaidError):
-            await ask(conversation, Recording(QUESTION, samples, RATE_HZ), speed=4)
+            await ask(conversation, Recording(QUESTION, samples, RATE_HZ), speed=FAST)
         # The same stream still listens.
-        (turn,) = await ask(conversation, Recording.read(QUESTION), speed=4)
+        (turn,) = await ask(conversation, Recording.read(QUESTION), speed=FAST)
     assert turn.outcome == "completed"
 
 
@@ -218,7 +210,7 @@ async def test_clipped_audio_is_heard_as_well_as_it_can_be(target: Target) -> No
     question = Recording.read(QUESTION)
     clipped = np.clip(question.samples / np.abs(question.samples).max() * 20, -1, 1)
     async with Conversation(target, input_rate_hz=RATE_HZ, speed=4) as conversation:
-        (turn,) = await ask(conversation, Recording(QUESTION, clipped, RATE_HZ), speed=4)
+        (turn,) = await ask(conversation, Recording(QUESTION, clipped, RATE_HZ), speed=FAST)
     assert turn.outcome == "completed"
 
 
@@ -230,14 +222,15 @@ async def test_floats_that_are_none_are_refused(stub: ConversationServiceAsyncSt
     assert "finite" in (refused.details() or "").lower()
 
 
-async def test_half_an_hour_of_audio_in_one_stream_is_heard_to_its_end(
+async def test_minutes_of_audio_at_once_are_heard_to_their_end(
     stub: ConversationServiceAsyncStub,
 ) -> None:
+    # Many times what is kept of a stream anywhere.
     half_second = np.zeros(4000, dtype="<i2").tobytes()
     slow = AudioFormat(encoding=AUDIO_ENCODING_PCM_S16LE, sample_rate_hz=8000, channels=1)
     call = stub.Converse(timeout=120)
     await call.write(config(input_format=slow))
-    for sequence in range(2 * 1800):
+    for sequence in range(2 * 600):
         await call.write(audio(half_second, sequence))
     await call.done_writing()
     kinds = [response.WhichOneof("message") async for response in call]
@@ -316,24 +309,30 @@ async def test_a_message_over_the_limit_is_refused(stub: ConversationServiceAsyn
 
 
 async def test_a_client_that_does_not_read_is_let_go_and_others_go_on(
-    stub: ConversationServiceAsyncStub, target: Target
+    stack: Stack, target: Target
 ) -> None:
-    lazy = stub.Converse(timeout=120)
     loud = AudioFormat(encoding=AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=48_000, channels=1)
     talkative = SessionSettings(system_prompt="You tell long stories.", max_answer_tokens=400)
-    await lazy.write(config(output_format=loud, settings=talkative))
-    session_id = (await lazy.read()).ready.session_id  # type: ignore[union-attr]
-    await lazy.write(ConverseRequest(text=TextInput(text="Tell me a very long story.")))
-    async with Conversation(target, input_rate_hz=RATE_HZ, speed=4) as conversation:
-        await conversation.send_text("What is the capital of France?")
-        report = (await collect(conversation, TurnReport))[-1]
-    assert isinstance(report, TurnReport)
-    assert report.outcome == "completed"
-    # More audio waits than its connection holds; after ten seconds it loses the session.
-    async with asyncio.timeout(60):
-        while (await sessions.get_session(target, session_id)).streaming:
-            await asyncio.sleep(0.2)
-    lazy.cancel()
+    # Without this option the client's library reads megabytes ahead, on its own.
+    options = [("grpc.http2.bdp_probe", 0)]
+    async with grpc.aio.insecure_channel(stack.addresses["orchestrator"], options) as channel:
+        lazy = ConversationServiceStub(channel).Converse(timeout=120)
+        await lazy.write(config(output_format=loud, settings=talkative))
+        session_id = (await lazy.read()).ready.session_id  # type: ignore[union-attr]
+        await lazy.write(ConverseRequest(text=TextInput(text="Tell me a very long story.")))
+        async with Conversation(target, input_rate_hz=RATE_HZ, speed=4) as conversation:
+            await conversation.send_text("What is the capital of France?")
+            report = (await collect(conversation, TurnReport))[-1]
+        assert isinstance(report, TurnReport)
+        assert report.outcome == "completed"
+        # More waits than its connection holds; after some seconds it loses the session.
+        async with asyncio.timeout(60):
+            while (await sessions.get_session(target, session_id)).streaming:
+                await asyncio.sleep(0.2)
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            while await lazy.read() is not grpc.aio.EOF:
+                pass
+    assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")

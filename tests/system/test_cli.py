@@ -76,18 +76,21 @@ async def test_say_and_transcribe_understand_each_other(stack: Stack, tmp_path: 
 async def test_bad_input_is_one_clear_line(stack: Stack, tmp_path: Path) -> None:
     nothing = tmp_path / "nothing.wav"
     nothing.write_text("this is not audio")
-    code, _, errors = await minmo(stack, "transcribe", str(nothing))
-    assert code != 0
-    assert len(errors.strip().splitlines()) == 1
-    assert "nothing.wav" in errors
     missing = str(tmp_path / "missing.wav")
-    code, _, errors = await minmo(stack, "talk", missing, "--out", str(tmp_path / "answer.wav"))
-    assert code != 0
-    assert "missing.wav" in errors
-    assert "Traceback" not in errors
-    code, _, errors = await minmo(stack, "say", "\U0001f600", "--out", str(tmp_path / "x.wav"))
-    assert code != 0
-    assert "no word" in errors
+    no_audio, no_file, no_word = await asyncio.gather(
+        minmo(stack, "transcribe", str(nothing)),
+        minmo(stack, "talk", missing, "--out", str(tmp_path / "answer.wav")),
+        minmo(stack, "say", "\U0001f600", "--out", str(tmp_path / "x.wav")),
+    )
+    for (code, _, errors), why in (
+        (no_audio, "nothing.wav"),
+        (no_file, "missing.wav"),
+        (no_word, "no word"),
+    ):
+        assert code != 0
+        assert why in errors
+        assert "Traceback" not in errors
+    assert len(no_audio[2].strip().splitlines()) == 1
 
 
 async def test_the_grpc_example_runs(stack: Stack, target: Target, tmp_path: Path) -> None:

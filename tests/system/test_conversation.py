@@ -23,7 +23,7 @@ from minmo.client.events import (
     TurnReport,
     UserText,
 )
-from minmo.client.microphone import Microphone
+from minmo.client.microphone import FAST, Microphone
 from minmo.stack.stack import Stack
 from minmo.v1 import conversation_pb2
 from tests.system.conftest import (
@@ -37,8 +37,10 @@ from tests.system.conftest import (
 
 pytestmark = SAME_LOOP
 
+# For what is said to be heard, it need not be answered at length.
+BRIEF = conversation_pb2.SessionSettings(max_answer_tokens=3)
 LONG = conversation_pb2.SessionSettings(
-    system_prompt="You tell long stories in many sentences.", max_answer_tokens=200
+    system_prompt="You tell long stories in many sentences.", max_answer_tokens=60
 )
 
 
@@ -74,13 +76,13 @@ async def test_a_spoken_question_gets_a_spoken_answer(target: Target) -> None:
 async def test_the_conversation_goes_on_in_the_same_session(target: Target) -> None:
     question = Recording.read(QUESTION)
     async with Conversation(target, input_rate_hz=16_000, speed=4) as conversation:
-        await ask(conversation, question)
-        await ask(conversation, question)
+        await ask(conversation, question, speed=FAST)
+        await ask(conversation, question, speed=FAST)
         session_id = conversation.session_id
     async with Conversation(
         target, input_rate_hz=16_000, session_id=session_id, speed=4
     ) as conversation:
-        await ask(conversation, question)
+        await ask(conversation, question, speed=FAST)
     session = await sessions.get_session(target, session_id)
     assert [turn.index for turn in session.turns] == list(range(6))
     assert [turn.role for turn in session.turns] == [2, 3] * 3
@@ -90,8 +92,8 @@ async def test_the_conversation_goes_on_in_the_same_session(target: Target) -> N
 async def test_any_common_sampling_rate_is_heard(target: Target, rate_hz: int) -> None:
     question = Recording.read(QUESTION)
     samples = resample(question.samples, question.rate_hz, rate_hz)
-    async with Conversation(target, input_rate_hz=rate_hz, speed=4) as conversation:
-        (turn,) = await ask(conversation, Recording(QUESTION, samples, rate_hz), speed=4)
+    async with Conversation(target, input_rate_hz=rate_hz, settings=BRIEF, speed=4) as conversation:
+        (turn,) = await ask(conversation, Recording(QUESTION, samples, rate_hz), speed=FAST)
     assert word_error_rate(QUESTION_TEXT, turn.user_text) <= 0.35
 
 

@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from minmo import weights
 from minmo.client import Conversation, Recording, Target, ask, sessions, speech
 from minmo.client.events import AudioReceived, TurnReport
+from minmo.client.microphone import FAST
 from minmo.presets import load_preset
 from minmo.rpc.errors import StatusError
 from minmo.v1 import conversation_pb2
@@ -169,8 +170,8 @@ async def test_two_turns_are_heard_answered_and_spoken(imported: Target) -> None
     async with Conversation(
         imported, input_rate_hz=16_000, settings=settings("Zoe"), speed=4
     ) as conversation:
-        first = await ask(conversation, question, speed=4)
-        second = await ask(conversation, question, speed=4)
+        first = await ask(conversation, question, speed=FAST)
+        second = await ask(conversation, question, speed=FAST)
         session = await sessions.get_session(imported, conversation.session_id)
     for turn in (*first, *second):
         assert turn.outcome == "completed", turn.detail

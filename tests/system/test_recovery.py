@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from minmo.client import Conversation, Recording, Target, ask, sessions
+from minmo.client import Conversation, Recording, Target, sessions
 from minmo.client.events import Event, Happening, Reconnected, TurnEvent, TurnReport
 from minmo.client.microphone import Microphone
 from minmo.stack.stack import Stack
@@ -27,10 +27,11 @@ pytestmark = SAME_LOOP
 async def converse_through(
     stack: Stack, target: Target, name: str, when: Happening
 ) -> tuple[list[Event], conversation_pb2.Session, TurnReport]:
-    """A finished turn, then one in whose middle a process is killed, then one more."""
+    """A finished turn, then a question aloud in whose middle a process is killed, then one more."""
     question = Recording.read(QUESTION)
     async with Conversation(target, input_rate_hz=16_000, speed=4) as conversation:
-        await ask(conversation, question, speed=4)
+        await conversation.send_text("What is the capital of France?")
+        await collect(conversation, TurnReport)
         microphone = Microphone(conversation, question, 1.0)
         speaking = asyncio.create_task(microphone.run())
         events = await collect(conversation, when)
@@ -40,7 +41,8 @@ async def converse_through(
         assert isinstance(report, TurnReport)
         await stack.wait_ready(name)
         speaking.cancel()
-        await ask(conversation, question, speed=4)
+        await conversation.send_text("What is the capital of Italy?")
+        await collect(conversation, TurnReport)
         session = await sessions.get_session(target, conversation.session_id)
     return events, session, report
 
@@ -61,7 +63,7 @@ async def test_an_answer_is_heard_once_when_the_voice_dies_in_its_middle(
     stack: Stack, target: Target
 ) -> None:
     settings = conversation_pb2.SessionSettings(
-        system_prompt="You tell stories.", max_answer_tokens=60
+        system_prompt="You tell stories.", max_answer_tokens=40
     )
     async with Conversation(
         target, input_rate_hz=16_000, settings=settings, speed=4
