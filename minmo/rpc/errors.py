@@ -27,6 +27,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 # (as itself, percent-encoded, and within the details, in base64).
 _MAX_MESSAGE_BYTES = 1000
 _MAX_METADATA_BYTES = 200
+# What gRPC says, with INTERNAL, of a peer that died while something was on its way to it.
+_BROKEN_WHILE_WRITING = "Internal error from Core"
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _Detail = TypeVar("_Detail", bound=Message)
@@ -236,6 +238,8 @@ def parse(failure: grpc.RpcError) -> StatusError:
                 break
             details = _unpack(status.details)
             return StatusError(_CODES.get(status.code, code), status.message, details)
+    if code is grpc.StatusCode.INTERNAL and message == _BROKEN_WHILE_WRITING:
+        return unavailable("the connection broke while something was being written")
     return StatusError(code, message)
 
 

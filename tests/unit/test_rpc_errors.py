@@ -75,6 +75,16 @@ def test_a_status_from_elsewhere_is_read_too() -> None:
     assert errors.parse(plain).reason == ""
 
 
+def test_a_peer_that_died_while_it_was_written_to_is_unavailable() -> None:
+    broken = grpc.aio.AioRpcError(
+        grpc.StatusCode.INTERNAL,
+        grpc.aio.Metadata(),
+        grpc.aio.Metadata(),
+        "Internal error from Core",
+    )
+    assert errors.parse(broken).code is grpc.StatusCode.UNAVAILABLE
+
+
 def test_broken_and_unknown_details_do_not_hide_the_status() -> None:
     garbage = grpc.aio.AioRpcError(
         grpc.StatusCode.INTERNAL,
