@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import wait
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+
+# What another thread asked of a loop that was just stopped is never done: it must not wait for it.
+_LOOK_SECONDS = 1.0
 
 
 class LoopThread:
@@ -55,19 +59,24 @@ class LoopThread:
 
         Raises:
             RuntimeError: the caller is on the loop itself and would wait for ever, or the thread
-                was not acquired.
+                was not acquired, or has ended meanwhile.
         """
-        loop = self._loop
-        if loop is None or threading.current_thread() is self._thread:
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None or threading.current_thread() is thread:
             coroutine.close()
             raise RuntimeError(
                 "the conversation is not open"
-                if loop is None
+                if loop is None or thread is None
                 else "a callback of the client must not call it and wait: use another thread"
             )
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
-            return future.result()
+            while True:
+                wait((future,), _LOOK_SECONDS)
+                if future.done():
+                    return future.result()
+                if not thread.is_alive():
+                    raise RuntimeError("the conversation was closed meanwhile")
         except BaseException:
             future.cancel()  # nothing happens to one that has ended by itself
             raise

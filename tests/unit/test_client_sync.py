@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -17,6 +18,7 @@ import pytest
 
 from minmo.client import StatusError, Target, sync
 from minmo.client.events import Ready, Refused, TurnAdded
+from minmo.client.loop_thread import LoopThread
 from minmo.rpc.errors import resource_exhausted
 from tests.unit.scripted_server import Script, serving
 from tests.unit.test_conversation_client import QUESTION
@@ -164,3 +166,18 @@ except KeyboardInterrupt:
         process.kill()
         process.wait(10)
     assert (process.returncode, out, errors) == (0, "stopped\n", "")
+
+
+def test_what_a_stopped_loop_never_does_is_not_waited_for(monkeypatch) -> None:
+    def forgotten(coroutine, _) -> Future:
+        coroutine.close()
+        return Future()
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", forgotten)
+    thread = LoopThread()
+    thread.acquire()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(thread.run, asyncio.sleep(0))
+        thread.release()
+        with pytest.raises(RuntimeError, match=r"closed meanwhile|not open"):
+            waiting.result(10)
