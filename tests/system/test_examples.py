@@ -51,6 +51,8 @@ async def started(
         env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **(variables or {})},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        # What runs in a shell's background is started with SIGINT ignored, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process
