@@ -140,7 +140,10 @@ def test_one_shot_calls_raise_what_the_server_says(target) -> None:
 
 
 def test_ctrl_c_ends_the_iteration_and_the_conversation(target) -> None:
+    # What runs in a shell's background is started with SIGINT ignored, and hands that on.
     program = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from minmo.client import Target, sync
 try:
     with sync.Conversation(Target("{target.address}"), input_rate_hz=16_000) as conversation:
@@ -156,8 +159,6 @@ except KeyboardInterrupt:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # What runs in a shell's background is started with SIGINT ignored, and hands that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
