@@ -85,7 +85,7 @@ def talk(
             raise await server.stack.failed()
         return turns
 
-    reach = Reach(address, token, tls_ca, StackConfig(preset=preset, mode=mode.value))
+    reach = Reach(address, token, tls_ca, StackConfig(preset=preset, mode=mode.value, gateway=keep))
     try:
         turns = reach.run(work)
     except KeyboardInterrupt:
