@@ -27,7 +27,14 @@ from minmo.client.events import (
 )
 from minmo.client.speaker import Speaker
 from minmo.client.target import Target
-from minmo.rpc.errors import StatusError, deadline_exceeded, error, parse, unavailable
+from minmo.rpc.errors import (
+    StatusError,
+    deadline_exceeded,
+    error,
+    parse,
+    status_of,
+    unavailable,
+)
 from minmo.rpc.queues import BoundedStream
 from minmo.v1 import common_pb2, conversation_pb2
 from minmo.v1.conversation_pb2 import ConverseRequest, ConverseResponse, SessionSettings
@@ -420,16 +427,9 @@ class Conversation(Commands):
 
 async def _status_of(call: _Call) -> StatusError:
     """How a call ended, whose stream gave no message."""
-    code = await call.code()
-    if code is grpc.StatusCode.OK:
+    status = await status_of(call)
+    if status.code is grpc.StatusCode.OK:
         return error(
             grpc.StatusCode.UNAVAILABLE, "NO_SESSION", "the server ended the stream at once"
         )
-    return parse(
-        grpc.aio.AioRpcError(
-            code,
-            await call.initial_metadata(),
-            await call.trailing_metadata(),
-            await call.details(),
-        )
-    )
+    return status

@@ -243,6 +243,18 @@ def parse(failure: grpc.RpcError) -> StatusError:
     return StatusError(code, message)
 
 
+async def status_of(call: grpc.aio.Call) -> StatusError:
+    """How a call ended whose stream gave no message; OK is a status too."""
+    return parse(
+        grpc.aio.AioRpcError(
+            await call.code(),
+            await call.initial_metadata(),
+            await call.trailing_metadata(),
+            await call.details(),
+        )
+    )
+
+
 def describe(failure: grpc.RpcError) -> str:
     """One line that a person can act on.
 

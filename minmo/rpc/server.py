@@ -22,19 +22,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import ipaddress
-import json
 import os
-import signal
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import grpc
-import prometheus_client
 import structlog
 import uvloop
 from grpc_health.v1 import health_pb2_grpc
@@ -45,9 +39,17 @@ from minmo.rpc import metrics, threads
 from minmo.rpc.calls import CallInterceptor, Limits
 from minmo.rpc.health import SERVICE_NAME as HEALTH_SERVICE
 from minmo.rpc.health import HealthServicer, Readiness
+from minmo.rpc.process import (
+    Process,
+    StartError,
+    is_local,
+    join,
+    port_advice,
+    remove,
+    serve_metrics,
+    write_ready_file,
+)
 from minmo.settings import ServiceSettings
-
-EXIT_FAILED = 1
 
 # What ends at the last must not keep the process from ending.
 _EVICTION_SECONDS = 2.0
@@ -87,10 +89,6 @@ class ReportsReadiness(Protocol):
     readiness: Readiness
 
 
-class StartError(Exception):
-    """The process cannot start; the text says why and what to do."""
-
-
 def serve(settings: Settings, build: Callable[[Settings], Service]) -> None:
     """Runs a service until SIGTERM or SIGINT: the ``main`` of its process.
 
@@ -113,43 +111,19 @@ def serve(settings: Settings, build: Callable[[Settings], Service]) -> None:
         raise SystemExit(status)
 
 
-class _Process:
+class _Process(Process):
     """One service process from its start to its end."""
 
     def __init__(self, settings: Settings, build: Callable[[Settings], Service]) -> None:
+        super().__init__(settings)
         self._settings: ServiceSettings = settings
         self._build: Callable[[], Service] = lambda: build(settings)
-        self._asked_to_stop = asyncio.Event()
 
-    async def run(self) -> int:
-        """Serves; returns the exit status of the process."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
-        try:
-            service = self._build()
-            rpc_logging.configure(self._settings.log_level, self._settings.log_format, service.name)
-            metrics.set_build(service.name)
-            await self._serve(service)
-        except StartError as error:
-            log.error("cannot start", reason=str(error))
-            return EXIT_FAILED
-        except Exception:
-            log.exception("failed")
-            return EXIT_FAILED
-        return 0
-
-    def _on_signal(self, number: int) -> None:
-        if not self._asked_to_stop.is_set():
-            self._asked_to_stop.set()
-            return
-        log.warning("stopping at once: second signal", signal=signal.Signals(number).name)
-        _remove(self._settings.ready_file)
-        # Not an exception: nothing that is stuck may keep the process.
-        os._exit(128 + number)
-
-    async def _serve(self, service: Service) -> None:
-        settings = self._settings
+    async def serve(self) -> None:
+        """Serves; see `Process`."""
+        settings, service = self._settings, self._build()
+        rpc_logging.configure(settings.log_level, settings.log_format, service.name)
+        metrics.set_build(service.name)
         readiness = service.readiness if isinstance(service, ReportsReadiness) else Readiness()
         interceptor = CallInterceptor(
             readiness,
@@ -163,21 +137,21 @@ class _Process:
             [*names, HEALTH_SERVICE, reflection.SERVICE_NAME], server
         )
         address = _listen(server, settings)
-        metrics_address = _serve_metrics(settings)
+        metrics_address = serve_metrics(settings)
         await server.start()
         try:
             log.info("starting", address=address, metrics_address=metrics_address)
             if not await self._unless_stopped(service.start()):
                 return
             readiness.mark_started()
-            _write_ready_file(settings.ready_file, service.name, address, metrics_address)
+            write_ready_file(settings.ready_file, service.name, address, metrics_address)
             log.info("ready", address=address, settings=settings.model_dump(mode="json"))
             await self._asked_to_stop.wait()
             readiness.mark_draining()
             await self._drain(interceptor)
         finally:
             readiness.mark_draining()
-            _remove(settings.ready_file)
+            remove(settings.ready_file)
             await server.stop(_LAST_WORDS_SECONDS)
             if not await _within(_STOP_SECONDS, service.stop()):
                 log.error("the service did not stop in time", seconds=_STOP_SECONDS)
@@ -233,7 +207,7 @@ def _make_server(settings: ServiceSettings, interceptor: CallInterceptor) -> grp
 
 
 def _listen(server: grpc.aio.Server, settings: ServiceSettings) -> str:
-    target = _join(settings.host, settings.port)
+    target = join(settings.host, settings.port)
     credentials = _credentials(settings)
     try:
         port = (
@@ -243,9 +217,9 @@ def _listen(server: grpc.aio.Server, settings: ServiceSettings) -> str:
         )
     except RuntimeError:
         raise StartError(f"cannot listen on {target}: {_bind_problem(settings)}") from None
-    if settings.token is None and settings.tls_client_ca is None and not _is_local(settings.host):
+    if settings.token is None and settings.tls_client_ca is None and not is_local(settings.host):
         log.warning("whoever reaches this address may call: set a token", address=target)
-    return _join(settings.host, port)
+    return join(settings.host, port)
 
 
 def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
@@ -278,47 +252,8 @@ def _bind_problem(settings: ServiceSettings) -> str:
             probe.bind(address)
             probe.listen()
     except OSError as error:
-        return _port_advice(error, "--port")
+        return port_advice(error, "--port")
     return "gRPC refuses it; is --host an address of this machine?"
-
-
-def _port_advice(error: OSError, flag: str) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"the port is in use; stop what uses it, or choose another {flag} (0: a free one)"
-    return f"{error.strerror or error}"
-
-
-def _serve_metrics(settings: ServiceSettings) -> str:
-    """Starts Prometheus' endpoint, which ends with the process; its address, or "" if it is off."""
-    if settings.metrics_port < 0:
-        return ""
-    try:
-        server, _ = prometheus_client.start_http_server(settings.metrics_port, settings.host)
-    except OSError as error:
-        target = _join(settings.host, settings.metrics_port)
-        advice = _port_advice(error, "--metrics-port")
-        raise StartError(f"cannot serve metrics on {target}: {advice}") from None
-    return _join(settings.host, server.server_port)
-
-
-def _write_ready_file(path: Path | None, name: str, address: str, metrics_address: str) -> None:
-    if path is None:
-        return
-    report = {
-        "name": name,
-        "pid": os.getpid(),
-        "address": address,
-        "metrics_address": metrics_address,
-    }
-    # Whoever watches for the file must find all of it.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(report) + "\n")
-    unfinished.replace(path)
-
-
-def _remove(path: Path | None) -> None:
-    if path is not None:
-        path.unlink(missing_ok=True)
 
 
 async def _within(seconds: float, work: Awaitable[None]) -> bool:
@@ -328,14 +263,3 @@ async def _within(seconds: float, work: Awaitable[None]) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

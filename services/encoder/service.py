@@ -10,7 +10,7 @@ from contextlib import aclosing
 import grpc
 
 from minmo.presets import PresetError
-from minmo.rpc.server import StartError
+from minmo.rpc.process import StartError
 from minmo.settings import EncoderSettings
 from minmo.v1 import encoder_pb2, encoder_pb2_grpc
 from minmo.weights.errors import WeightsError

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jwt
 
+from minmo.rpc.process import StartError
 from minmo.settings import GatewaySettings
 
 SUBPROTOCOL = "realtime"
@@ -38,10 +39,6 @@ class CredentialsError(Exception):
     """The caller is not let in; the text says why, without what was sent."""
 
 
-class KeysError(Exception):
-    """The keys that the process was told cannot be used; the text says why."""
-
-
 class Gatekeeper:
     """Knows who may connect.
 
@@ -51,7 +48,7 @@ class Gatekeeper:
         settings: of the gateway.
 
     Raises:
-        KeysError: a file of keys cannot be read or used.
+        StartError: a file of keys cannot be read or used.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -151,18 +148,18 @@ def _verifiers(settings: GatewaySettings) -> dict[str, str]:
     if settings.jwt_secret is not None:
         secret = settings.jwt_secret.get_secret_value()
         if len(secret.encode()) < _MIN_SECRET_BYTES:
-            raise KeysError(
+            raise StartError(
                 f"--jwt-secret (MINMO_JWT_SECRET) is shorter than {_MIN_SECRET_BYTES} bytes"
             )
         made["HS256"] = secret
     if settings.jwt_public_key is not None:
         text = _read(settings.jwt_public_key)
         if "PUBLIC KEY" not in text and "CERTIFICATE" not in text:
-            raise KeysError(f"{settings.jwt_public_key} holds no PEM public key")
+            raise StartError(f"{settings.jwt_public_key} holds no PEM public key")
         try:
             jwt.get_algorithm_by_name("RS256").prepare_key(text)
         except (jwt.PyJWTError, NotImplementedError, ValueError, TypeError) as error:
-            raise KeysError(f"{settings.jwt_public_key} cannot be used: {error}") from None
+            raise StartError(f"{settings.jwt_public_key} cannot be used: {error}") from None
         made["RS256"] = text
     return made
 
@@ -176,15 +173,15 @@ def _read_keys(path: Path) -> set[str]:
         if text.startswith("sha256:"):
             match = _HASH.fullmatch(text)
             if match is None:
-                raise KeysError(f"{path}, line {number}: sha256: is followed by 64 hex digits")
+                raise StartError(f"{path}, line {number}: sha256: is followed by 64 hex digits")
             hashes.add(match[1])
             continue
         try:
             hashes.add(_hash(_checked(text)))
         except CredentialsError:
-            raise KeysError(f"{path}, line {number}: a key is printable ASCII") from None
+            raise StartError(f"{path}, line {number}: a key is printable ASCII") from None
     if not hashes:
-        raise KeysError(f"{path} holds no key")
+        raise StartError(f"{path} holds no key")
     return hashes
 
 
@@ -192,7 +189,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise KeysError(f"{path} cannot be read: {error}") from None
+        raise StartError(f"{path} cannot be read: {error}") from None
 
 
 def _hash(text: str) -> str:

@@ -7,16 +7,10 @@ talk go on to the end of the answer for ``drain_seconds``; a second signal stops
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
-import json
 import os
-import signal
 import ssl
-from pathlib import Path
 
 import grpc
-import prometheus_client
 import structlog
 import uvloop
 from aiohttp import web
@@ -25,9 +19,18 @@ from minmo.rpc import client, metrics, threads
 from minmo.rpc import logging as rpc_logging
 from minmo.rpc.errors import StatusError
 from minmo.rpc.health import Readiness
-from minmo.rpc.server import EXIT_FAILED, StartError
+from minmo.rpc.process import (
+    Process,
+    StartError,
+    is_local,
+    join,
+    port_advice,
+    remove,
+    serve_metrics,
+    write_ready_file,
+)
 from minmo.settings import GatewaySettings
-from services.gateway.auth import Gatekeeper, KeysError
+from services.gateway.auth import Gatekeeper
 from services.gateway.page_files import Page
 from services.gateway.server import Server
 
@@ -54,37 +57,14 @@ def serve(settings: GatewaySettings) -> None:
         raise SystemExit(status)
 
 
-class _Process:
+class _Process(Process):
     def __init__(self, settings: GatewaySettings) -> None:
+        super().__init__(settings)
         self._settings = settings
-        self._asked_to_stop = asyncio.Event()
         self._readiness = Readiness()
 
-    async def run(self) -> int:
-        """Serves; returns the exit status of the process."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
-        try:
-            await self._serve()
-        except (StartError, KeysError) as error:
-            log.error("cannot start", reason=str(error))
-            return EXIT_FAILED
-        except Exception:
-            log.exception("failed")
-            return EXIT_FAILED
-        return 0
-
-    def _on_signal(self, number: int) -> None:
-        if not self._asked_to_stop.is_set():
-            self._asked_to_stop.set()
-            return
-        log.warning("stopping at once: second signal", signal=signal.Signals(number).name)
-        if self._settings.ready_file is not None:
-            self._settings.ready_file.unlink(missing_ok=True)
-        os._exit(128 + number)
-
-    async def _serve(self) -> None:
+    async def serve(self) -> None:
+        """Serves; see `Process`."""
         settings = self._settings
         gatekeeper = Gatekeeper(settings)
         async with self._channel() as channel:
@@ -102,11 +82,11 @@ class _Process:
             watching = asyncio.create_task(self._watch_orchestrator())
             try:
                 address = await self._listen(runner)
-                metrics_address = self._serve_metrics()
-                if gatekeeper.open and not _is_local(settings.host):
+                metrics_address = serve_metrics(settings)
+                if gatekeeper.open and not is_local(settings.host):
                     log.warning("whoever reaches this address may talk: set keys", address=address)
                 self._readiness.mark_started()
-                self._write_ready_file(address, metrics_address)
+                write_ready_file(settings.ready_file, NAME, address, metrics_address)
                 log.info("ready", address=address, settings=settings.model_dump(mode="json"))
                 await self._asked_to_stop.wait()
                 self._readiness.mark_draining()
@@ -115,8 +95,7 @@ class _Process:
             finally:
                 self._readiness.mark_draining()
                 watching.cancel()
-                if settings.ready_file is not None:
-                    settings.ready_file.unlink(missing_ok=True)
+                remove(settings.ready_file)
                 await runner.cleanup()
                 log.info("stopped")
 
@@ -166,12 +145,11 @@ class _Process:
             await site.start()
         except OSError as error:
             raise StartError(
-                f"cannot listen on {settings.host} port {settings.port}: "
-                f"{error.strerror or error}; stop what uses it, or choose another --port "
-                "(0: a free one)"
+                f"cannot listen on {join(settings.host, settings.port)}: "
+                f"{port_advice(error, '--port')}"
             ) from None
         host, port = runner.addresses[0][:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return join(host, port)
 
     def _tls(self) -> ssl.SSLContext | None:
         settings = self._settings
@@ -187,38 +165,3 @@ class _Process:
         except OSError as error:  # ssl.SSLError is one
             raise StartError(f"TLS cannot use {settings.tls_cert}: {error}") from None
         return context
-
-    def _serve_metrics(self) -> str:
-        settings = self._settings
-        if settings.metrics_port < 0:
-            return ""
-        try:
-            server, _ = prometheus_client.start_http_server(settings.metrics_port, settings.host)
-        except OSError as error:
-            raise StartError(
-                f"cannot serve metrics on port {settings.metrics_port}: {error.strerror or error}; "
-                "choose another --metrics-port (0: a free one)"
-            ) from None
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        return f"{host}:{server.server_port}"
-
-    def _write_ready_file(self, address: str, metrics_address: str) -> None:
-        path = self._settings.ready_file
-        if path is None:
-            return
-        report = {
-            "name": NAME,
-            "pid": os.getpid(),
-            "address": address,
-            "metrics_address": metrics_address,
-        }
-        # Whoever watches for the file must find all of it.
-        unfinished: Path = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(report) + "\n")
-        unfinished.replace(path)
-
-
-def _is_local(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"

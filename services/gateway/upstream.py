@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
 
-from minmo.rpc.errors import StatusError, deadline_exceeded, error, parse, unavailable
+from minmo.rpc.errors import (
+    StatusError,
+    deadline_exceeded,
+    error,
+    parse,
+    status_of,
+    unavailable,
+)
 from minmo.rpc.metadata import AUTHORIZATION_KEY, bearer
 from minmo.v1 import conversation_pb2
 from minmo.v1.conversation_pb2 import ConverseRequest, ConverseResponse
@@ -138,14 +145,7 @@ class Upstream:
 
 async def _status_of(call: _Call) -> StatusError:
     """How a call ended, whose stream gave no message."""
-    code = await call.code()
-    if code is grpc.StatusCode.OK:
-        return error(code, "ENDED", "the orchestrator ended the stream")
-    return parse(
-        grpc.aio.AioRpcError(
-            code,
-            await call.initial_metadata(),
-            await call.trailing_metadata(),
-            await call.details(),
-        )
-    )
+    status = await status_of(call)
+    if status.code is grpc.StatusCode.OK:
+        return error(status.code, "ENDED", "the orchestrator ended the stream")
+    return status

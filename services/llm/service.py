@@ -12,7 +12,7 @@ import structlog
 
 from minmo.engine.prompt import ChatFormat
 from minmo.rpc.health import Readiness
-from minmo.rpc.server import StartError
+from minmo.rpc.process import StartError
 from minmo.settings import LlmSettings
 from minmo.v1 import llm_pb2, llm_pb2_grpc
 from minmo.weights.errors import WeightsError

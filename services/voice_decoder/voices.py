@@ -10,7 +10,7 @@ import structlog
 from minmo.engine.pico import PicoVoice
 from minmo.engine.threads import apart
 from minmo.engine.voice import Voice
-from minmo.rpc.server import StartError
+from minmo.rpc.process import StartError
 from minmo.settings import VoiceDecoderSettings
 from minmo.weights import home
 from minmo.weights.errors import WeightsError

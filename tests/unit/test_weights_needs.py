@@ -11,7 +11,7 @@ import pytest
 
 from minmo.cli import reach
 from minmo.presets import build_module, load_preset
-from minmo.rpc.server import StartError
+from minmo.rpc.process import StartError
 from minmo.settings import VoiceDecoderSettings
 from minmo.weights import WeightsError
 from minmo.weights.importing import import_weights
