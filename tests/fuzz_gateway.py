@@ -448,7 +448,7 @@ async def fuzz(minutes: float, seed: int, count: int) -> Findings:
         until = time.monotonic() + 60 * minutes
         try:
             while time.monotonic() < until and not talking.done() and stack.pids == before:
-                await asyncio.sleep(5)
+                await asyncio.wait({talking}, timeout=5)
                 memory = memory or process.memory_info().rss
                 left = max(0.0, until - time.monotonic())
                 answers = len(findings.stutter_ms)

@@ -13,9 +13,10 @@ import soundfile
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from minmo.rpc.process import StartError
 from minmo.settings import GatewaySettings
 from services.gateway import g711
-from services.gateway.auth import CredentialsError, Gatekeeper, KeysError, credential_of
+from services.gateway.auth import CredentialsError, Gatekeeper, credential_of
 from services.gateway.limits import Quotas, TokenBucket, TooManyConnectionsError
 from services.gateway.page_files import FOLDER, HEADERS, Page
 
@@ -76,7 +77,7 @@ def test_the_upstream_token_takes_the_place_of_the_clients() -> None:
 def test_a_file_without_usable_keys_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "keys"
     file.write_text(text)
-    with pytest.raises(KeysError, match="keys"):
+    with pytest.raises(StartError, match="keys"):
         keeper("--api-keys-file", str(file))
 
 
@@ -132,12 +133,12 @@ def test_tokens_that_prove_nothing_are_refused(tmp_path: Path, rsa_key: rsa.RSAP
 
 
 def test_keys_of_tokens_that_are_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(KeysError, match="32 bytes") as raised:
+    with pytest.raises(StartError, match="32 bytes") as raised:
         keeper("--jwt-secret", "short")
     assert "short " not in str(raised.value).replace("shorter", "")
     file = tmp_path / "pem"
     file.write_text("-----BEGIN PUBLIC KEY-----\nnone\n-----END PUBLIC KEY-----\n")
-    with pytest.raises(KeysError):
+    with pytest.raises(StartError):
         keeper("--jwt-public-key", str(file))
 
 
