@@ -46,12 +46,14 @@ class CallParser:
     def __init__(self, written: str = "") -> None:
         self._pieces = 0
         self._said = 0
-        self._held = ""
+        self._held: list[str] = []
+        self._before = ""
         self._calling = False
         self._called = False
         self._body = _Json()
         if written:
             self.add(written)
+            self._before, self._held = "".join(self._held), []
             self._pieces = self._said = 0
 
     def add(self, piece: str) -> Found:
@@ -59,14 +61,14 @@ class CallParser:
         self._pieces += 1
         if self._calling:
             return self._go_on(piece)
-        self._held += piece
-        start = self._held.find(CALL_START)
+        self._held.append(piece)
+        text = self._before + "".join(self._held)
+        start = text.find(CALL_START)
+        certain = len(text[:start].rstrip()) if start >= 0 else _certainly_said(text)
+        self._say(certain - len(self._before))
         if start >= 0:
             self._calling = True
-            return self._go_on(self._held[start + len(CALL_START) :])
-        if not _may_begin_a_call(self._held):
-            self._held = ""
-            self._said = self._pieces
+            return self._go_on(text[start + len(CALL_START) :])
         return Found(self._said)
 
     def end(self) -> Found:
@@ -76,6 +78,14 @@ class CallParser:
             return Found(self._said, [unfinished] if unfinished else [], over=True)
         self._said = self._pieces
         return Found(self._said, over=True)
+
+    def _say(self, characters: int) -> None:
+        """Of what is held, lets the pieces go that end within so many characters."""
+        if characters > 0:
+            self._before = ""
+        while self._held and len(self._held[0]) <= characters:
+            characters -= len(self._held.pop(0))
+            self._said += 1
 
     def _go_on(self, text: str) -> Found:
         found = Found(self._said)
@@ -156,9 +166,9 @@ def _calls(value: str) -> list[str]:
     return [json.dumps(member, ensure_ascii=False) for member in members]
 
 
-def _may_begin_a_call(text: str) -> bool:
-    """Whether the end of a text may be the beginning of a call's mark, or what stands before it."""
+def _certainly_said(text: str) -> int:
+    """Characters before what may be the beginning of a call's mark, or the space before one."""
     at = text.rfind("<")
     if at >= 0 and CALL_START.startswith(text[at:]):
-        return True
-    return not text.strip()
+        return len(text[:at].rstrip())
+    return len(text) if text.strip() else 0
