@@ -31,7 +31,7 @@ def clock(city: str) -> str:
     if city not in HOURS_AHEAD:
         return json.dumps({"error": f"I know the time in {', '.join(HOURS_AHEAD)} only"})
     there = datetime.now(UTC) + timedelta(hours=HOURS_AHEAD[city])
-    return json.dumps({"time": there.strftime("%H:%M")})
+    return json.dumps({"time": there.strftime("%I:%M %p").lstrip("0")})
 
 
 def ask(address: str, question: str) -> None:

@@ -41,7 +41,7 @@ _POLICY = "; ".join(
 )
 HEADERS = {
     "Content-Security-Policy": _POLICY,
-    "Permissions-Policy": "microphone=(self), speaker-selection=(self), camera=(), geolocation=(), "
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=(), "
     "display-capture=(), payment=(), usb=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
