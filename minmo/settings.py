@@ -24,6 +24,7 @@ from pydantic import (
     AfterValidator,
     Field,
     FilePath,
+    PlainSerializer,
     SecretStr,
     ValidationError,
     model_validator,
@@ -38,7 +39,7 @@ EXIT_BAD_SETTINGS = 2
 _ADDRESS = re.compile(
     r"(?:[^\s:/\[\]]+|\[[0-9a-fA-F:.%]+\]):\d{1,5}|(?:dns|ipv4|ipv6|unix|xds):\S+"
 )
-_PASSWORD = re.compile(r"(?<=://)\S*(?=@)")
+_PASSWORD = re.compile(r"(?<=://)\S*(?=@)|(?<=password=)[^&\s']*")
 
 
 def _check_address(text: str) -> str:
@@ -48,9 +49,16 @@ def _check_address(text: str) -> str:
 
 
 def _check_redis_url(text: str) -> str:
-    if not text.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("give redis://host:port/database, rediss://... (TLS) or unix://path")
+    from minmo.rpc import redis_client
+
+    redis_client.check_url(text)
     return text
+
+
+def _check_tracing_endpoint(text: str) -> str:
+    if not _ADDRESS.fullmatch(text.removeprefix("http://").removeprefix("https://").rstrip("/")):
+        raise ValueError("give host:port, http://host:port or https://host:port")
+    return text.rstrip("/")
 
 
 def _check_token(secret: SecretStr) -> SecretStr:
@@ -73,7 +81,13 @@ def _check_new_file(path: Path) -> Path:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
-RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
+TracingEndpoint = Annotated[str, AfterValidator(_check_tracing_endpoint)]
+RedisUrl = Annotated[
+    str,
+    AfterValidator(_check_redis_url),
+    # The log of a process that starts has its settings.
+    PlainSerializer(lambda url: _PASSWORD.sub("***", url), when_used="json"),
+]
 Token = Annotated[SecretStr, AfterValidator(_check_token)]
 Tokens = Annotated[Token, AfterValidator(_check_tokens)]
 NewFile = Annotated[Path, AfterValidator(_check_new_file)]
@@ -129,6 +143,13 @@ class ServiceSettings(BaseSettings):
         le=3600,
         description="time between pings to a silent peer, and time to wait for its answer",
     )
+    max_connection_seconds: float = Field(
+        10.0,
+        ge=0.1,
+        le=86_400,
+        description="age at which a connection takes no new calls: clients then resolve the "
+        "service's name again, and find new replicas; calls that run go on",
+    )
     read_deadline_seconds: float = Field(
         10.0, gt=0, le=3600, description="longest wait for a caller that does not read answers"
     )
@@ -139,6 +160,14 @@ class ServiceSettings(BaseSettings):
         "info", description="least severe level that is logged"
     )
     log_format: Literal["json", "console"] = Field("json", description="how log lines look")
+    tracing_endpoint: TracingEndpoint | None = Field(
+        None,
+        description="OTLP gRPC address of an OpenTelemetry collector, as in collector:4317 or "
+        "https://collector:4317 (TLS), which traces of turns are sent to; needs the extra tracing",
+    )
+    tracing_sample_rate: float = Field(
+        1.0, ge=0, le=1, description="share of the turns that are traced"
+    )
     ready_file: NewFile | None = Field(
         None, description="file that gets name, pid and addresses as JSON once the service is ready"
     )
@@ -225,7 +254,28 @@ class UpstreamSettings(ServiceSettings):
         return self
 
 
-class EncoderSettings(ServiceSettings):
+class WeightsSettings(ServiceSettings):
+    """Of a service that loads weights."""
+
+    wait_for_weights: bool = Field(
+        True,
+        description="whether a service whose weights are missing, or do not fit the preset, stays "
+        "and tries again, not ready meanwhile; else it ends",
+    )
+
+
+class ComputeSettings(WeightsSettings):
+    """Of a service that computes."""
+
+    max_compute_seconds: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="longest computation; one that runs on makes the service not ready",
+    )
+
+
+class EncoderSettings(ComputeSettings):
     """The encoder: PCM in, speech embeddings, voice activity and words out."""
 
     preset: str = Field("mini", min_length=1, description="preset whose encoder is loaded")
@@ -256,7 +306,7 @@ class EncoderSettings(ServiceSettings):
     )
 
 
-class LlmSettings(ServiceSettings):
+class LlmSettings(WeightsSettings):
     """The LLM's gRPC front: sessions and branches, in front of Triton."""
 
     preset: str = Field("mini", min_length=1, description="preset whose LLM Triton hosts")
@@ -293,7 +343,7 @@ class LlmModelSettings(BaseSettings):
     )
 
 
-class VoiceDecoderSettings(ServiceSettings):
+class VoiceDecoderSettings(ComputeSettings):
     """The voice decoder: text tokens and hidden states in, PCM out."""
 
     preset: str = Field("mini", min_length=1, description="preset whose voice is loaded")
@@ -358,7 +408,9 @@ class OrchestratorSettings(UpstreamSettings):
         "127.0.0.1:7103", description="gRPC address of the voice decoder"
     )
     redis_url: RedisUrl = Field(
-        "redis://127.0.0.1:6379/0", description="Redis, which holds the sessions"
+        "redis://127.0.0.1:6379/0",
+        description="Redis, which holds the sessions: redis://host:port/database, or "
+        "redis+sentinel://host:port,host:port/MASTER/database; rediss is TLS",
     )
     mode: Literal["cascade", "aligned"] = Field(
         "cascade",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from bisect import bisect_left
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self
 
 import grpc
 
@@ -27,14 +26,8 @@ from minmo.client.events import (
 )
 from minmo.client.speaker import Speaker
 from minmo.client.target import Target
-from minmo.rpc.errors import (
-    StatusError,
-    deadline_exceeded,
-    error,
-    parse,
-    status_of,
-    unavailable,
-)
+from minmo.rpc.converse import ConverseStream
+from minmo.rpc.errors import StatusError, error
 from minmo.rpc.queues import BoundedStream
 from minmo.v1 import common_pb2, conversation_pb2
 from minmo.v1.conversation_pb2 import ConverseRequest, ConverseResponse, SessionSettings
@@ -43,15 +36,12 @@ from minmo.v1.conversation_pb2_grpc import ConversationServiceStub
 if TYPE_CHECKING:
     from minmo.v1.conversation_pb2_grpc import ConversationServiceAsyncStub
 
-_Call: TypeAlias = "grpc.aio.StreamStreamCall[ConverseRequest, ConverseResponse]"
-
 PLAYBACK_SECONDS = 0.1
 """Time between two reports of how far the answer was played."""
 
 _FIRST_BACKOFF_SECONDS = 0.1
 _LAST_BACKOFF_SECONDS = 2.0
 _READY_SECONDS = 30.0
-_WRITE_SECONDS = 10.0
 _WAITING_EVENTS = 4096
 _EVENT_SECONDS = 30.0
 # Times of 20 ms frames of half an hour.
@@ -119,13 +109,9 @@ class Conversation(Commands):
             _WAITING_EVENTS, put_timeout_seconds=_EVENT_SECONDS, reader="who talks"
         )
         self._channel: grpc.aio.Channel | None = None
-        self._call: _Call | None = None
-        self._writing = asyncio.Lock()
-        self._stalled: _Call | None = None
+        self._stream: ConverseStream | None = None
         self._finished = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._audio_sequence = 0
-        self._response_sequence = 0
         self._sent: list[int] = []
         self._sent_at: list[float] = []
 
@@ -153,8 +139,8 @@ class Conversation(Commands):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._call is not None:
-            self._call.cancel()
+        if self._stream is not None:
+            self._stream.close()
         if self._channel is not None:
             await self._channel.close()
 
@@ -188,7 +174,7 @@ class Conversation(Commands):
     @property
     def connected(self) -> bool:
         """Whether there is a stream to the server now."""
-        return self._call is not None
+        return self._stream is not None
 
     async def send_audio(self, samples: Samples) -> None:
         """Sends audio of the microphone; drops it while there is no server.
@@ -206,7 +192,8 @@ class Conversation(Commands):
         if self.connected:
             await self._send_chunks(self._outgoing.rest())
         self._finished = True
-        await self._half_close()
+        if self._stream is not None:
+            await self._stream.finish()
 
     def sent_at(self, position_ms: float) -> float | None:
         """When the audio up to a position of this stream was sent, on the monotonic clock.
@@ -220,7 +207,6 @@ class Conversation(Commands):
         """Opens a stream and waits for its session. Raises StatusError."""
         assert self._channel is not None, "connects inside `async with` only"
         stub: ConversationServiceAsyncStub = ConversationServiceStub(self._channel)
-        call: _Call = stub.Converse()
         config = conversation_pb2.ConverseConfig(
             session_id=self.session_id,
             settings=None if self.session_id else self._settings,
@@ -229,40 +215,18 @@ class Conversation(Commands):
             reports_playback=True,
             take_over=self._take_over,
         )
-        try:
-            async with asyncio.timeout(_READY_SECONDS):
-                await call.write(ConverseRequest(config=config))
-                response = await call.read()
-        except grpc.RpcError as failure:
-            raise parse(failure) from None
-        except asyncio.InvalidStateError:
-            raise await _status_of(call) from None
-        except TimeoutError:
-            call.cancel()
-            raise deadline_exceeded(
-                f"the server at {self._target.address} gave no session within {_READY_SECONDS:g} s",
-                limit=f"{_READY_SECONDS:g} s",
-            ) from None
-        if response is grpc.aio.EOF:
-            raise await _status_of(call)
-        assert isinstance(response, ConverseResponse)
-        ready = event_of(response, self._incoming, time.monotonic())
-        if not isinstance(ready, Ready):
-            call.cancel()
-            raise error(
-                grpc.StatusCode.INTERNAL,
-                "PROTOCOL",
-                "the server's first message was not `ready`",
-            )
+        stream = await ConverseStream.open(
+            stub, config, seconds=_READY_SECONDS, server=f"the server at {self._target.address}"
+        )
+        ready = event_of(stream.ready, self._incoming, time.monotonic())
+        assert isinstance(ready, Ready), "a stream begins with it"
         self.session_id, self.mode = ready.session_id, ready.mode
-        self._audio_sequence = 0
         self._outgoing.restart()
-        self._response_sequence = response.sequence + 1
         self._sent.clear()
         self._sent_at.clear()
-        self._call = call
+        self._stream = stream
         if self._finished:
-            await self._half_close()
+            await stream.finish()
         return ready
 
     async def _receive(self) -> None:
@@ -278,35 +242,20 @@ class Conversation(Commands):
 
     async def _read_stream(self) -> StatusError | None:
         """Reads the stream to its end; returns why it must be opened again, None if not."""
-        call = self._call
-        assert call is not None, "reads a stream that was opened"
+        stream = self._stream
+        assert stream is not None, "reads a stream that was opened"
         try:
-            # gRPC refuses to mix `read`, which waits for the first message, with iteration.
-            while (response := await call.read()) is not grpc.aio.EOF:
-                assert isinstance(response, ConverseResponse)
+            while (response := await stream.read()) is not None:
                 await self._take(response)
             return None
-        except asyncio.CancelledError:
-            if self._stalled is not call:
-                raise
-            return unavailable(f"the server took nothing for {_WRITE_SECONDS:g} s")
-        except grpc.RpcError as failure:
-            status = parse(failure)
+        except StatusError as status:
             if status.code is not grpc.StatusCode.UNAVAILABLE:
-                raise status from None
+                raise
             return status
         finally:
-            self._call = None
+            self._stream = None
 
     async def _take(self, response: ConverseResponse) -> None:
-        if response.sequence != self._response_sequence:
-            raise error(
-                grpc.StatusCode.DATA_LOSS,
-                "SEQUENCE_GAP",
-                f"message {self._response_sequence} of the server is missing, "
-                f"{response.sequence} came",
-            )
-        self._response_sequence += 1
         now = time.monotonic()
         try:
             event = event_of(response, self._incoming, now)
@@ -370,18 +319,16 @@ class Conversation(Commands):
             await self._write(ConverseRequest(playback=message))
 
     async def _send_chunks(self, chunks: list[tuple[bytes, int]]) -> None:
-        call = self._call
+        stream = self._stream
         for data, frames in chunks:
-            if self._call is not call:
-                # Numbers, and packets, of a stream that was lost mean nothing in the next.
+            if self._stream is not stream:
+                # Packets of a stream that was lost mean nothing in the next.
                 self.dropped_samples += frames
                 continue
-            chunk = common_pb2.AudioChunk(sequence=self._audio_sequence, data=data)
-            # Counted before it is sent: whoever sends next takes the next number.
-            self._audio_sequence += 1
             self._sent.append((self._sent[-1] if self._sent else 0) + frames)
             self._sent_at.append(time.monotonic())
             del self._sent[:-_KEPT_TIMES], self._sent_at[:-_KEPT_TIMES]
+            chunk = common_pb2.AudioChunk(data=data)
             if not await self._write(ConverseRequest(audio=chunk)):
                 self.dropped_samples += frames
 
@@ -395,41 +342,9 @@ class Conversation(Commands):
 
     async def _write(self, request: ConverseRequest) -> bool:
         """Sends a message; False if there is no server to take it."""
+        stream = self._stream
+        if stream is None or (self._finished and not request.HasField("playback")):
+            return False
         # gRPC cancels the whole call when a write is cancelled; who stops sending means no such
         # thing.
-        return await asyncio.shield(
-            asyncio.create_task(self._write_to_its_end(request, self._call))
-        )
-
-    async def _write_to_its_end(self, request: ConverseRequest, call: _Call | None) -> bool:
-        async with self._writing:
-            if call is None or call is not self._call:
-                return False
-            if self._finished and not request.HasField("playback"):
-                return False
-            try:
-                async with asyncio.timeout(_WRITE_SECONDS):
-                    await call.write(request)
-            except (grpc.RpcError, asyncio.InvalidStateError):
-                return False  # why, the side that reads learns
-            except TimeoutError:
-                self._stalled = call
-                call.cancel()
-                return False
-            return True
-
-    async def _half_close(self) -> None:
-        async with self._writing:
-            if self._call is not None:
-                with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-                    await self._call.done_writing()
-
-
-async def _status_of(call: _Call) -> StatusError:
-    """How a call ended, whose stream gave no message."""
-    status = await status_of(call)
-    if status.code is grpc.StatusCode.OK:
-        return error(
-            grpc.StatusCode.UNAVAILABLE, "NO_SESSION", "the server ended the stream at once"
-        )
-    return status
+        return await asyncio.shield(asyncio.create_task(stream.write(request)))

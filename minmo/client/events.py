@@ -33,12 +33,19 @@ class Happening(StrEnum):
 
 @dataclass(frozen=True)
 class Ready:
-    """The stream has its session."""
+    """The stream has its session.
+
+    Attributes:
+        voices: names of the voices that settings may choose, the default one first.
+        keeps_audio: whether the server keeps the conversation's audio.
+    """
 
     session_id: str
     resumed: bool
     turn_count: int
     mode: str
+    voices: tuple[str, ...] = ()
+    keeps_audio: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,19 @@ class TurnDeleted:
 
 
 @dataclass(frozen=True)
+class TurnChanged:
+    """Something else was heard of a turn of the assistant than it seemed.
+
+    Attributes:
+        text: what was heard of it, as the history has it now.
+    """
+
+    turn_index: int
+    utterance_id: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Refused:
     """A request was not carried out; nothing has changed and the conversation goes on.
 
@@ -221,6 +241,7 @@ Event: TypeAlias = (
     | SettingsUpdated
     | TurnAdded
     | TurnDeleted
+    | TurnChanged
     | Refused
     | Disconnected
     | Reconnected
@@ -244,7 +265,14 @@ def event_of(
     match response.WhichOneof("message"):
         case "ready":
             ready = response.ready
-            event = Ready(ready.session_id, ready.resumed, ready.turn_count, ready.mode)
+            event = Ready(
+                ready.session_id,
+                ready.resumed,
+                ready.turn_count,
+                ready.mode,
+                tuple(ready.voices),
+                ready.keeps_audio,
+            )
         case "audio":
             event = _audio(response.audio, incoming, at_seconds)
         case "user_text":
@@ -273,17 +301,29 @@ def event_of(
                 call.turn_index,
                 request_id,
             )
-        case "settings_updated":
-            event = SettingsUpdated(response.settings_updated.settings, request_id)
-        case "turn_added":
-            turn = response.turn_added.turn
-            event = TurnAdded(turn.index, _role(turn.role), turn.text, request_id)
-        case "turn_deleted":
-            event = TurnDeleted(response.turn_deleted.turn_index, request_id)
         case "refused":
             no = response.refused
             event = Refused(no.reason, no.message, no.field, request_id)
+        case _:
+            event = _edited(response)
     return event
+
+
+def _edited(response: conversation_pb2.ConverseResponse) -> Event | None:
+    """The event in a message that tells of another setting or another history."""
+    request_id = response.request_id
+    match response.WhichOneof("message"):
+        case "settings_updated":
+            return SettingsUpdated(response.settings_updated.settings, request_id)
+        case "turn_added":
+            turn = response.turn_added.turn
+            return TurnAdded(turn.index, _role(turn.role), turn.text, request_id)
+        case "turn_deleted":
+            return TurnDeleted(response.turn_deleted.turn_index, request_id)
+        case "turn_changed":
+            changed = response.turn_changed
+            return TurnChanged(changed.turn.index, changed.utterance_id, changed.turn.text)
+    return None
 
 
 def _audio(

@@ -7,19 +7,13 @@ What each function and method does and raises stands in the module that it is na
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator
+from functools import wraps
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from minmo.audio.pcm import Samples
 from minmo.client import conversation, sessions, speech, talk
-from minmo.client.codecs import Codec
-from minmo.client.commands import AddedRole
 from minmo.client.events import Event
 from minmo.client.loop_thread import shared
-from minmo.client.recording import Recording
-from minmo.client.talk import TalkTurn
-from minmo.client.target import Target
-from minmo.v1.conversation_pb2 import SessionSettings, ToolChoice
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -28,6 +22,9 @@ Result = TypeVar("Result")
 def _blocking(
     function: Callable[Arguments, Coroutine[Any, Any, Result]],
 ) -> Callable[Arguments, Result]:
+    """The same function, called from a thread that waits for it."""
+
+    @wraps(function)
     def call(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
         shared.acquire()
         try:
@@ -35,7 +32,43 @@ def _blocking(
         finally:
             shared.release()
 
-    call.__doc__ = function.__doc__
+    return call
+
+
+def _opening(
+    made: Callable[Arguments, conversation.Conversation],
+) -> Callable[
+    [Callable[[Conversation, conversation.Conversation], None]],
+    Callable[Concatenate[Conversation, Arguments], None],
+]:
+    """Makes an ``__init__`` that takes what the conversation inside takes."""
+
+    def decorate(
+        init: Callable[[Conversation, conversation.Conversation], None],
+    ) -> Callable[Concatenate[Conversation, Arguments], None]:
+        def construct(
+            self: Conversation, /, *arguments: Arguments.args, **named: Arguments.kwargs
+        ) -> None:
+            init(self, made(*arguments, **named))
+
+        return construct
+
+    return decorate
+
+
+def _waiting(
+    method: Callable[
+        Concatenate[conversation.Conversation, Arguments], Coroutine[Any, Any, Result]
+    ],
+) -> Callable[Concatenate[Conversation, Arguments], Result]:
+    """The same method, called from a thread that waits for it."""
+
+    @wraps(method)
+    def call(
+        self: Conversation, /, *arguments: Arguments.args, **named: Arguments.kwargs
+    ) -> Result:
+        return shared.run(method(self._conversation, *arguments, **named))
+
     return call
 
 
@@ -58,30 +91,9 @@ class Conversation:
     `minmo.client.Conversation`.
     """
 
-    def __init__(
-        self,
-        target: Target,
-        *,
-        input_rate_hz: int,
-        output_rate_hz: int = 24_000,
-        codec: Codec = "pcm",
-        session_id: str = "",
-        settings: SessionSettings | None = None,
-        take_over: bool = False,
-        reconnect_seconds: float = 30.0,
-        speed: float = 1.0,
-    ) -> None:
-        self._conversation = conversation.Conversation(
-            target,
-            input_rate_hz=input_rate_hz,
-            output_rate_hz=output_rate_hz,
-            codec=codec,
-            session_id=session_id,
-            settings=settings,
-            take_over=take_over,
-            reconnect_seconds=reconnect_seconds,
-            speed=speed,
-        )
+    @_opening(conversation.Conversation)
+    def __init__(self, inside: conversation.Conversation) -> None:
+        self._conversation = inside
 
     def __enter__(self) -> Self:
         """Connects. Raises StatusError: the server is not there or refuses."""
@@ -129,86 +141,16 @@ class Conversation:
         """Samples that were to be sent while there was no server."""
         return self._conversation.dropped_samples
 
-    def receive(self, timeout_seconds: float | None = None) -> Event | None:
-        """The next event; None after the last. Raises TimeoutError, StatusError."""
-        return shared.run(self._conversation.receive(timeout_seconds))
-
-    def ask(
-        self,
-        recording: Recording,
-        *,
-        speed: float = 1.0,
-        deadline_seconds: float = 30.0,
-        listener: Callable[[Event], None] = lambda _: None,
-    ) -> list[TalkTurn]:
-        """Plays a recording into the conversation until it is answered: `minmo.client.ask`.
-
-        The listener is called on the client's thread, where it must not wait.
-        """
-        return shared.run(
-            talk.ask(
-                self._conversation,
-                recording,
-                speed=speed,
-                deadline_seconds=deadline_seconds,
-                listener=listener,
-            )
-        )
-
-    def send_audio(self, samples: Samples) -> None:
-        """Sends audio of the microphone, float32 [samples]; drops it while there is no server."""
-        shared.run(self._conversation.send_audio(samples))
-
-    def finish(self) -> None:
-        """Says that no more comes: the open turn is answered, then the events end."""
-        shared.run(self._conversation.finish())
-
-    def send_text(self, text: str) -> str:
-        """Sends what the user types; returns the request's id, as all of the following do."""
-        return shared.run(self._conversation.send_text(text))
-
-    def interrupt(self) -> str:
-        """Tells that the user pressed stop: the assistant falls silent."""
-        return shared.run(self._conversation.interrupt())
-
-    def update_settings(self, settings: SessionSettings) -> str:
-        """Has the session behave otherwise from the next turn on."""
-        return shared.run(self._conversation.update_settings(settings))
-
-    def commit_input(self) -> str:
-        """Ends the user's turn with the audio sent so far."""
-        return shared.run(self._conversation.commit_input())
-
-    def clear_input(self) -> str:
-        """Has the server forget the audio since the last turn."""
-        return shared.run(self._conversation.clear_input())
-
-    def create_response(
-        self,
-        *,
-        instructions: str = "",
-        max_answer_tokens: int = 0,
-        tool_choice: ToolChoice | None = None,
-        text_only: bool = False,
-    ) -> str:
-        """Asks for an answer to the history as it stands."""
-        return shared.run(
-            self._conversation.create_response(
-                instructions=instructions,
-                max_answer_tokens=max_answer_tokens,
-                tool_choice=tool_choice,
-                text_only=text_only,
-            )
-        )
-
-    def add_turn(self, role: AddedRole, text: str) -> str:
-        """Adds a turn to the history that nobody spoke."""
-        return shared.run(self._conversation.add_turn(role, text))
-
-    def delete_turn(self, turn_index: int) -> str:
-        """Removes a turn from the history."""
-        return shared.run(self._conversation.delete_turn(turn_index))
-
-    def tool_result(self, call_id: str, output: str) -> str:
-        """Tells what a tool returned."""
-        return shared.run(self._conversation.tool_result(call_id, output))
+    receive = _waiting(conversation.Conversation.receive)
+    ask = _waiting(talk.ask)
+    send_audio = _waiting(conversation.Conversation.send_audio)
+    finish = _waiting(conversation.Conversation.finish)
+    send_text = _waiting(conversation.Conversation.send_text)
+    interrupt = _waiting(conversation.Conversation.interrupt)
+    update_settings = _waiting(conversation.Conversation.update_settings)
+    commit_input = _waiting(conversation.Conversation.commit_input)
+    clear_input = _waiting(conversation.Conversation.clear_input)
+    create_response = _waiting(conversation.Conversation.create_response)
+    add_turn = _waiting(conversation.Conversation.add_turn)
+    delete_turn = _waiting(conversation.Conversation.delete_turn)
+    tool_result = _waiting(conversation.Conversation.tool_result)

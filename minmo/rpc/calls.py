@@ -1,8 +1,8 @@
 """What happens around every call of a service: admission, limits, metrics, logs, errors.
 
 One interceptor does it all in a fixed order: bind the logging context, refuse (draining, token,
-starting, limits), run the handler, turn what it raised into a status, count. Health and reflection
-pass by.
+starting, limits), run the handler, turn what it raised into a status, count. Health, load reports
+and reflection pass by.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import grpc
 import structlog
 from grpc_status import rpc_status
 
-from minmo.rpc import health, metrics
+from minmo.rpc import health, load, metrics
 from minmo.rpc.errors import (
+    DRAINING,
     StatusError,
     internal,
     resource_exhausted,
@@ -32,7 +33,7 @@ from minmo.rpc.errors import (
 from minmo.rpc.metadata import AUTHORIZATION_KEY, SESSION_KEY, TURN_KEY, bearer
 from minmo.rpc.writing import write_within
 
-_PASS_BY = (f"/{health.SERVICE_NAME}/", "/grpc.reflection.")
+_PASS_BY = (f"/{health.SERVICE_NAME}/", f"/{load.SERVICE_NAME}/", "/grpc.reflection.")
 _MAX_LOGGED_CHARACTERS = 64
 _RETRY_AFTER_SECONDS = 1.0
 
@@ -86,6 +87,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def running(self) -> int:
         """Calls that were let in and have not ended."""
         return len(self._running)
+
+    @property
+    def utilization(self) -> float:
+        """Share of the streams that may run, or of the unary calls if that is more; above 0."""
+        streams = sum(call.streaming for call in self._running)
+        unary_calls = len(self._running) - streams
+        return max(
+            (streams + 1) / (self._limits.streams + 1),
+            unary_calls / self._limits.unary_calls,
+        )
 
     async def wait_idle(self) -> None:
         """Returns when no call runs."""
@@ -154,7 +165,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     code = _code_of_cancellation(context)
                     raise
                 task.uncancel()
-                status = unavailable("the server is stopping; call again", reason="DRAINING")
+                status = unavailable("the server is stopping; call again", reason=DRAINING)
             except StatusError as error:
                 status = error
             except Exception as error:
@@ -168,10 +179,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             metrics.RPC_DURATION.labels(method).observe(time.perf_counter() - began)
 
     def _admit(self, call: _Call, headers: dict[str, str | bytes]) -> None:
+        try:
+            self._check(call, headers)
+        except StatusError as refusal:
+            metrics.RPC_REJECTED.labels(refusal.reason).inc()
+            raise
+
+    def _check(self, call: _Call, headers: dict[str, str | bytes]) -> None:
         if self._readiness.draining:
             raise unavailable(
                 "the server is draining and takes no new calls; call again",
-                reason="DRAINING",
+                reason=DRAINING,
                 retry_after_seconds=_RETRY_AFTER_SECONDS,
             )
         self._authenticate(headers)

@@ -22,6 +22,8 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 DOMAIN = "minmo"
+DRAINING = "DRAINING"
+"""Reason of a server that is about to stop: another one can go on at once."""
 DETAILS_KEY = "grpc-status-details-bin"
 # A peer drops a status whose trailers exceed 8 KiB. The message travels there twice or three times
 # (as itself, percent-encoded, and within the details, in base64).
@@ -29,6 +31,8 @@ _MAX_MESSAGE_BYTES = 1000
 _MAX_METADATA_BYTES = 200
 # What gRPC says, with INTERNAL, of a peer that died while something was on its way to it.
 _BROKEN_WHILE_WRITING = "Internal error from Core"
+# What it says, with UNAVAILABLE, where all replicas that it reached say that they are not ready.
+_NOT_READY = "backend unhealthy"
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _Detail = TypeVar("_Detail", bound=Message)
@@ -240,6 +244,8 @@ def parse(failure: grpc.RpcError) -> StatusError:
             return StatusError(_CODES.get(status.code, code), status.message, details)
     if code is grpc.StatusCode.INTERNAL and message == _BROKEN_WHILE_WRITING:
         return unavailable("the connection broke while something was being written")
+    if code is grpc.StatusCode.UNAVAILABLE and _NOT_READY in message:
+        return unavailable("no server is ready to take the call", reason="NOT_READY")
     return StatusError(code, message)
 
 

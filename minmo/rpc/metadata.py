@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from minmo.rpc import tracing
+
 AUTHORIZATION_KEY = "authorization"
 SESSION_KEY = "minmo-session"
 TURN_KEY = "minmo-turn"
@@ -10,7 +12,8 @@ NOT_READY_KEY = "minmo-not-ready"
 
 
 def call_metadata(session: str = "", turn: str | int = "") -> tuple[tuple[str, str], ...]:
-    """Metadata that names session and turn, for the logs of every service on the way.
+    """Metadata that names session and turn, for the logs of every service on the way, and the
+    current span, where there is one, for traces.
 
     Pass it on with each call: ``stub.Encode(..., metadata=call_metadata(session_id, turn))``.
 
@@ -21,6 +24,7 @@ def call_metadata(session: str = "", turn: str | int = "") -> tuple[tuple[str, s
     for key, value in pairs:
         if not (value.isascii() and value.isprintable()):
             raise ValueError(f"{key} is {value[:80]!r}: metadata holds printable ASCII only")
+    pairs += ((tracing.TRACEPARENT_KEY, tracing.traceparent()),)
     return tuple((key, value) for key, value in pairs if value)
 
 

@@ -11,9 +11,10 @@ import signal
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-import prometheus_client
 import structlog
 
+from minmo.rpc import http, tracing
+from minmo.rpc.health import Readiness
 from minmo.settings import ServiceSettings
 
 _EXIT_FAILED = 1
@@ -47,12 +48,14 @@ class Process(ABC):
             loop.add_signal_handler(number, self._on_signal, number)
         try:
             await self.serve()
-        except StartError as error:
+        except (StartError, tracing.TracingError) as error:
             log.error("cannot start", reason=str(error))
             return _EXIT_FAILED
         except Exception:
             log.exception("failed")
             return _EXIT_FAILED
+        finally:
+            tracing.stop()
         return 0
 
     def _on_signal(self, number: int) -> None:
@@ -65,17 +68,17 @@ class Process(ABC):
         os._exit(128 + number)
 
 
-def serve_metrics(settings: ServiceSettings) -> str:
-    """Starts Prometheus' endpoint, which ends with the process; its address, or "" if it is off."""
+def serve_http(settings: ServiceSettings, readiness: Readiness) -> str:
+    """Starts `minmo.rpc.http`, which ends with the process; its address, or "" if it is off."""
     if settings.metrics_port < 0:
         return ""
     try:
-        server, _ = prometheus_client.start_http_server(settings.metrics_port, settings.host)
+        port = http.serve(settings.host, settings.metrics_port, readiness)
     except OSError as error:
         target = join(settings.host, settings.metrics_port)
         advice = port_advice(error, "--metrics-port")
         raise StartError(f"cannot serve metrics on {target}: {advice}") from None
-    return join(settings.host, server.server_port)
+    return join(settings.host, port)
 
 
 def port_advice(error: OSError, flag: str) -> str:

@@ -35,10 +35,11 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from minmo.rpc import logging as rpc_logging
-from minmo.rpc import metrics, threads
+from minmo.rpc import metrics, threads, tracing
 from minmo.rpc.calls import CallInterceptor, Limits
 from minmo.rpc.health import SERVICE_NAME as HEALTH_SERVICE
 from minmo.rpc.health import HealthServicer, Readiness
+from minmo.rpc.load import add_load_reports
 from minmo.rpc.process import (
     Process,
     StartError,
@@ -46,7 +47,7 @@ from minmo.rpc.process import (
     join,
     port_advice,
     remove,
-    serve_metrics,
+    serve_http,
     write_ready_file,
 )
 from minmo.settings import ServiceSettings
@@ -55,8 +56,9 @@ from minmo.settings import ServiceSettings
 _EVICTION_SECONDS = 2.0
 _LAST_WORDS_SECONDS = 2.0
 _STOP_SECONDS = 10.0
-# gRPC counts health and reflection too, and answers over this limit without saying which it is.
-_RESERVED_CALLS = 64
+# gRPC counts health, load reports and reflection too, and answers over this limit without saying
+# which it is. Every connection of a client has one call each of the first two.
+_RESERVED_CALLS = 1024
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -93,7 +95,8 @@ def serve(settings: Settings, build: Callable[[Settings], Service]) -> None:
     """Runs a service until SIGTERM or SIGINT: the ``main`` of its process.
 
     On the first signal it drains: health says NOT_SERVING, new calls get UNAVAILABLE, running ones
-    have ``drain_seconds``. A second signal stops at once. Returns after a graceful end.
+    have ``drain_seconds`` (long streams watch `Readiness.wait_draining` to end at a good moment).
+    A second signal stops at once. Returns after a graceful end.
 
     Args:
         settings: what the process was told.
@@ -123,7 +126,8 @@ class _Process(Process):
         """Serves; see `Process`."""
         settings, service = self._settings, self._build()
         rpc_logging.configure(settings.log_level, settings.log_format, service.name)
-        metrics.set_build(service.name)
+        metrics.publish(service.name)
+        tracing.start(service.name, settings)
         readiness = service.readiness if isinstance(service, ReportsReadiness) else Readiness()
         interceptor = CallInterceptor(
             readiness,
@@ -132,12 +136,13 @@ class _Process(Process):
         )
         server = _make_server(settings, interceptor)
         names = list(service.register(server))
+        add_load_reports(server, lambda: interceptor.utilization, readiness)
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(readiness, names), server)
         reflection.enable_server_reflection(
             [*names, HEALTH_SERVICE, reflection.SERVICE_NAME], server
         )
         address = _listen(server, settings)
-        metrics_address = serve_metrics(settings)
+        metrics_address = serve_http(settings, readiness)
         await server.start()
         try:
             log.info("starting", address=address, metrics_address=metrics_address)
@@ -150,7 +155,7 @@ class _Process(Process):
             readiness.mark_draining()
             await self._drain(interceptor)
         finally:
-            readiness.mark_draining()
+            readiness.mark_stopping()
             remove(settings.ready_file)
             await server.stop(_LAST_WORDS_SECONDS)
             if not await _within(_STOP_SECONDS, service.stop()):
@@ -186,7 +191,9 @@ def _make_server(settings: ServiceSettings, interceptor: CallInterceptor) -> grp
     keepalive_ms = int(settings.keepalive_seconds * 1000)
     return grpc.aio.server(
         interceptors=[interceptor],
-        maximum_concurrent_rpcs=settings.max_streams + settings.max_unary_calls + _RESERVED_CALLS,
+        maximum_concurrent_rpcs=3 * settings.max_streams
+        + settings.max_unary_calls
+        + _RESERVED_CALLS,
         options=[
             # Two processes on one port would share its connections without anybody noticing.
             ("grpc.so_reuseport", 0),
@@ -202,6 +209,8 @@ def _make_server(settings: ServiceSettings, interceptor: CallInterceptor) -> grp
             ("grpc.http2.max_pings_without_data", 0),
             # Clients may ping as often as minmo.rpc.client does, with room for jitter.
             ("grpc.http2.min_ping_interval_without_data_ms", keepalive_ms // 2),
+            # Calls that run go on over it; the client resolves the name again for those that come.
+            ("grpc.max_connection_age_ms", int(settings.max_connection_seconds * 1000)),
         ],
     )
 

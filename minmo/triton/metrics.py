@@ -6,22 +6,21 @@ import threading
 from typing import Any
 
 from minmo.engine.engine import Engine, Snapshot
+from minmo.rpc import metrics
+from minmo.rpc.catalogue import Named
 
 _INTERVAL_SECONDS = 1.0
 _GAUGES = {
-    "slots_in_use": ("minmo_llm_slots_in_use", "Cache slots that a session or branch holds."),
-    "waiting": ("minmo_llm_waiting", "Operations that wait for a slot or for their step."),
-    "running": ("minmo_llm_running", "Operations that run."),
+    "slots_in_use": metrics.LLM_SLOTS_IN_USE,
+    "waiting": metrics.LLM_WAITING,
+    "running": metrics.LLM_RUNNING,
 }
 _COUNTERS = {
-    "steps": ("minmo_llm_steps_total", "Steps of the LLM."),
-    "step_seconds": ("minmo_llm_step_seconds_total", "Time of the LLM's steps."),
-    "sequences": ("minmo_llm_step_sequences_total", "Sequences in the LLM's steps, summed up."),
-    "tokens": ("minmo_llm_tokens_total", "Tokens that the LLM generated."),
-    "positions": (
-        "minmo_llm_prefill_positions_total",
-        "Positions (tokens or embeddings) that the LLM read.",
-    ),
+    "steps": metrics.LLM_STEPS,
+    "step_seconds": metrics.LLM_STEP_SECONDS,
+    "sequences": metrics.LLM_STEP_SEQUENCES,
+    "tokens": metrics.LLM_TOKENS,
+    "positions": metrics.LLM_PREFILL_POSITIONS,
 }
 
 
@@ -37,17 +36,10 @@ class EngineMetrics:
         self._engine = engine
         self._families: list[Any] = []
         self._published = Snapshot()
-        self._gauges = {
-            name: self._metric(family, metric, text, family.GAUGE)
-            for name, (metric, text) in _GAUGES.items()
-        }
-        self._counters = {
-            name: self._metric(family, metric, text, family.COUNTER)
-            for name, (metric, text) in _COUNTERS.items()
-        }
-        total = self._metric(family, "minmo_llm_slots", "Cache slots that there are.", family.GAUGE)
-        total.set(engine.options.slots)
-        self._total = total
+        self._gauges = {name: self._metric(family, named) for name, named in _GAUGES.items()}
+        self._counters = {name: self._metric(family, named) for name, named in _COUNTERS.items()}
+        self._total = self._metric(family, metrics.LLM_SLOTS)
+        self._total.set(engine.options.slots)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="llm-metrics", daemon=True)
         self._thread.start()
@@ -57,8 +49,9 @@ class EngineMetrics:
         self._ended.set()
         self._thread.join()
 
-    def _metric(self, family: Any, name: str, text: str, kind: Any) -> Any:
-        made = family(name=name, description=text, kind=kind)
+    def _metric(self, family: Any, named: Named) -> Any:
+        kind = family.COUNTER if named.kind == "counter" else family.GAUGE
+        made = family(name=named.name, description=named.text, kind=kind)
         # A metric doesn't outlive its family.
         self._families.append(made)
         return made.Metric(labels={})

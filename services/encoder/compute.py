@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
-from minmo.rpc import metrics
+from minmo.rpc import metrics, tracing
 from minmo.rpc.errors import resource_exhausted, unavailable
 
 Result = TypeVar("Result")
@@ -22,6 +23,9 @@ Result = TypeVar("Result")
 class _Job:
     work: Callable[[], Any]
     done: asyncio.Future[Any]
+    kind: metrics.Job | None
+    since: float
+    span: tracing.Span
 
 
 class ComputeQueue:
@@ -44,10 +48,17 @@ class ComputeQueue:
         self._waiting: dict[Hashable, deque[_Job]] = {}
         self._filled = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
+        self._began: float | None = None
+
+    @property
+    def running_seconds(self) -> float:
+        """How long the job has been running that runs now; 0 if none does."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
 
     def start(self) -> None:
         """Begins to take jobs; within the running event loop."""
         self._runner = asyncio.create_task(self._run())
+        metrics.ENCODER_SLOTS.set(1)
 
     async def stop(self) -> None:
         """Drops the jobs that wait; one that runs ends by itself."""
@@ -62,8 +73,15 @@ class ComputeQueue:
         self._waiting.clear()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def run(self, stream: Hashable, work: Callable[[], Result]) -> Result:
+    async def run(
+        self, stream: Hashable, work: Callable[[], Result], kind: metrics.Job | None = None
+    ) -> Result:
         """Runs `work` when it is the stream's turn; jobs of one stream keep their order.
+
+        Args:
+            stream: whose turn it takes.
+            work: what is to be computed.
+            kind: what it is called in the metrics; None leaves it out of them.
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED, too many of the stream's jobs wait already.
@@ -76,10 +94,11 @@ class ComputeQueue:
                 limit=f"{self._limit} requests",
                 reason="TOO_MANY_PENDING",
             )
-        job = _Job(work, asyncio.get_running_loop().create_future())
+        done = asyncio.get_running_loop().create_future()
+        job = _Job(work, done, kind, time.monotonic(), tracing.current())
         jobs.append(job)
         self._filled.set()
-        metrics.ENCODER_JOBS_WAITING.inc()
+        metrics.ENCODER_WAITING.inc()
         result: Result = await job.done
         return result
 
@@ -91,17 +110,21 @@ class ComputeQueue:
                 self._filled.clear()
                 await self._filled.wait()
                 continue
-            metrics.ENCODER_JOBS_WAITING.dec()
+            metrics.ENCODER_WAITING.dec()
             if job.done.cancelled():
                 continue
+            self._began = time.monotonic()
             try:
-                result = await loop.run_in_executor(self._thread, job.work)
+                with _measured(job):
+                    result = await loop.run_in_executor(self._thread, job.work)
             except Exception as failure:
                 if not job.done.done():
                     job.done.set_exception(failure)
             else:
                 if not job.done.done():
                     job.done.set_result(result)
+            finally:
+                self._began = None
 
     def _take(self) -> _Job | None:
         """The next job: the oldest of the stream that waits longest since its last."""
@@ -113,3 +136,22 @@ class ComputeQueue:
         if jobs:
             self._waiting[stream] = jobs
         return job
+
+
+@contextlib.contextmanager
+def _measured(job: _Job) -> Iterator[None]:
+    """Records how long a job waited for its turn, and how long it takes."""
+    began = time.monotonic()
+    metrics.ENCODER_SLOTS_IN_USE.inc()
+    try:
+        yield
+    finally:
+        metrics.ENCODER_SLOTS_IN_USE.dec()
+        if job.kind is not None:
+            seconds = time.monotonic() - began
+            if job.kind == "recognise":  # steps of a segment are many
+                tracing.begin("wait", parent=job.span, began=job.since).end(began)
+                tracing.begin("compute", parent=job.span, began=began).end()
+            metrics.ENCODER_JOB_WAIT.labels(job.kind).observe(began - job.since)
+            metrics.ENCODER_JOB.labels(job.kind).observe(seconds)
+            metrics.ENCODER_COMPUTE.inc(seconds)

@@ -9,6 +9,7 @@ import numpy as np
 
 from minmo.audio.pcm import Samples
 from minmo.engine.listening import Embedder, Heard, Schedule
+from minmo.rpc import tracing
 from minmo.v1 import common_pb2, encoder_pb2
 
 # A segment that has much to catch up on lets other streams in between.
@@ -63,6 +64,10 @@ class Segment:
         self._tokens: list[int] = []
         self.is_complete = False
         """Whether its last job was given out."""
+        self.trace: tracing.Span = tracing.NONE
+        """From its start to its last embedding."""
+        self.compute_seconds = 0.0
+        """Time that was computed on it."""
 
     @property
     def received(self) -> int:

@@ -14,14 +14,17 @@ import grpc
 from minmo.audio.pcm import AudioError, PcmFormat, Samples
 from minmo.audio.resample import LISTENING_RATE_HZ
 from minmo.audio.vad import Activity, VadThresholds
-from minmo.rpc import metrics
+from minmo.rpc import metrics, tracing
 from minmo.rpc.errors import (
+    DRAINING,
     StatusError,
     deadline_exceeded,
     error,
     failed_precondition,
     invalid_argument,
+    unavailable,
 )
+from minmo.rpc.health import Readiness
 from minmo.rpc.queues import BoundedStream
 from minmo.settings import EncoderSettings
 from minmo.v1 import common_pb2, encoder_pb2
@@ -35,6 +38,8 @@ from services.encoder.segment import Segment
 _MAX_ANSWERS_WAITING = 256
 # A segment further behind than this holds up the audio that follows.
 _MAX_LAG_SAMPLES = 5 * LISTENING_RATE_HZ
+# Silence after which the next words are probably another turn.
+_SILENCE_BEFORE_LEAVING = LISTENING_RATE_HZ
 # Positions that a caller computes from its own rate may be rounded differently.
 _ROUNDING_SAMPLES = 16
 
@@ -50,6 +55,7 @@ class EncodeStream:
         models: of the process.
         compute: the compute thread, shared with the other streams.
         listening: the thread of voice activity, which never waits for a recognition.
+        readiness: of the process; once it drains, the stream ends between two segments.
     """
 
     def __init__(
@@ -58,11 +64,16 @@ class EncodeStream:
         models: ListeningModels,
         compute: ComputeQueue,
         listening: Executor,
+        readiness: Readiness,
     ) -> None:
         self._settings = settings
         self._models = models
         self._compute = compute
         self._listening = listening
+        self._readiness = readiness
+        self._reading: asyncio.Task[None] | None = None
+        self._heard: Activity | None = None
+        self._leaves = False
         self._answers: BoundedStream[encoder_pb2.EncodeResponse] = BoundedStream(
             _MAX_ANSWERS_WAITING, put_timeout_seconds=settings.read_deadline_seconds
         )
@@ -77,14 +88,21 @@ class EncodeStream:
         """Reads requests and gives answers until both have ended, or one fails.
 
         Raises:
-            StatusError: what the caller did wrong.
+            StatusError: what the caller did wrong; or that the process stops, and another encoder
+                is to go on.
         """
-        self._spawn(self._read(requests))
+        self._reading = self._spawn(self._read(requests))
+        leaving = asyncio.create_task(self._leave())
         try:
             async for answer in self._answers:
                 yield answer
+            if self._leaves:
+                raise unavailable(
+                    "the encoder is stopping: open another stream, and send what is still needed",
+                    reason=DRAINING,
+                )
         finally:
-            tasks = list(self._tasks)
+            tasks = [leaving, *self._tasks]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -100,6 +118,23 @@ class EncodeStream:
         self._tasks.discard(task)
         if not task.cancelled() and (failure := task.exception()) is not None:
             self._answers.fail(failure)
+        self._leave_between_segments()
+
+    async def _leave(self) -> None:
+        await self._readiness.wait_draining()
+        self._leave_between_segments()
+
+    def _leave_between_segments(self) -> None:
+        """Ends the stream of a process that stops, unless something is said or computed."""
+        heard = self._heard
+        quiet = heard is None or not (
+            heard.speaking
+            or 0 < heard.speech_end_sample > heard.end_sample - _SILENCE_BEFORE_LEAVING
+        )
+        idle = self._segment is None and not self._tasks - {self._reading}
+        if self._readiness.draining and quiet and idle:
+            self._leaves = True
+            self._answers.close()
 
     async def _read(self, requests: Requests) -> None:
         intake = await self._open(requests)
@@ -183,7 +218,7 @@ class EncodeStream:
 
     async def _hear(self, intake: AudioIntake, chunk: common_pb2.AudioChunk) -> None:
         self._check(chunk)
-        before = intake.end
+        before, began = intake.end, time.perf_counter()
         try:
             activity = await asyncio.get_running_loop().run_in_executor(
                 self._listening, intake.hear, chunk.data
@@ -191,7 +226,10 @@ class EncodeStream:
         except AudioError as problem:
             raise _refuse(f"audio.{problem.field}", problem) from None
         metrics.ENCODER_AUDIO.inc((intake.end - before) / LISTENING_RATE_HZ)
+        metrics.ENCODER_FRAME.observe(time.perf_counter() - began)
+        self._heard = activity
         await self._answers.put(_activity(activity))
+        self._leave_between_segments()
         if self._segment is not None:
             self._extend(self._segment, intake, intake.end)
             if self._segment.samples_waiting > _MAX_LAG_SAMPLES:
@@ -247,22 +285,26 @@ class EncodeStream:
     async def _transcribe(self, request: encoder_pb2.Recognize, samples: Samples | None) -> None:
         """Answers with the words of `[samples]`; None is silence, which has none."""
         text, seconds = "", 0.0
-        if samples is not None:
-            # The recogniser may have to be loaded, which is the compute thread's work.
-            text, seconds = await self._run(lambda: self._models.recogniser.transcribe(samples))
-            metrics.ENCODER_RECOGNISE_DURATION.observe(seconds)
-            _observe_real_time_factor(seconds, len(samples))
-        await self._answers.put(
-            encoder_pb2.EncodeResponse(
-                transcript=encoder_pb2.SegmentTranscript(
-                    segment_id=request.segment_id,
-                    start_sample=request.start_sample,
-                    end_sample=request.end_sample,
-                    text=text,
-                    compute_ms=1000 * seconds,
-                )
+        with tracing.span("recognise", parent=request.traceparent, kind="server"):
+            if samples is not None:
+                text, seconds = await self._recognised(samples)
+            transcript = encoder_pb2.SegmentTranscript(
+                segment_id=request.segment_id,
+                start_sample=request.start_sample,
+                end_sample=request.end_sample,
+                text=text,
+                compute_ms=1000 * seconds,
             )
+            await self._answers.put(encoder_pb2.EncodeResponse(transcript=transcript))
+
+    async def _recognised(self, samples: Samples) -> tuple[str, float]:
+        """The words of `[samples]`, and the seconds that it took."""
+        # The recogniser may have to be loaded, which is the compute thread's work.
+        text, seconds = await self._run(
+            lambda: self._models.recogniser.transcribe(samples), "recognise"
         )
+        _observe_real_time_factor(seconds, len(samples))
+        return text, seconds
 
     def _start_embedding(self, intake: AudioIntake, request: encoder_pb2.StartEmbedding) -> None:
         if self._segment is not None:
@@ -280,6 +322,7 @@ class EncodeStream:
         self._segment = Segment(
             request.segment_id, start, models.embedder, models.schedule, models.text_of
         )
+        self._segment.trace = tracing.begin("embed", parent=request.traceparent, kind="server")
         self._extend(self._segment, intake, intake.end)
 
     def _end_embedding(self, intake: AudioIntake, request: encoder_pb2.EndEmbedding) -> None:
@@ -303,6 +346,7 @@ class EncodeStream:
     def _discard(self, segment_id: int) -> None:
         for segment in [*self._embedding, self._segment]:
             if segment is not None and segment.segment_id == segment_id:
+                segment.trace.end()
                 if task := self._embedding.pop(segment, None):
                     task.cancel()
                 if segment is self._segment:
@@ -330,16 +374,20 @@ class EncodeStream:
             samples = segment.samples_waiting
             job = segment.next_job()
             samples -= segment.samples_waiting
-            made, seconds = await self._run(job)
+            made, seconds = await self._run(job, "embed")
             if samples:
                 _observe_real_time_factor(seconds, samples)
+            segment.compute_seconds += seconds
             await self._answers.put(segment.answer(made, final=segment.is_complete))
+            if segment.is_complete:
+                segment.trace.set(compute_ms=1000 * segment.compute_seconds)
+                segment.trace.end()
         self._embedding.pop(segment, None)
 
-    async def _run(self, work: Callable[[], Result]) -> tuple[Result, float]:
+    async def _run(self, work: Callable[[], Result], kind: metrics.Job) -> tuple[Result, float]:
         """Runs `work` on the compute thread; gives its result and the seconds that it took."""
         try:
-            return await self._compute.run(self, partial(_timed, work))
+            return await self._compute.run(self, partial(_timed, work), kind)
         except WeightsError as failure:
             raise failed_precondition(str(failure), reason="WEIGHTS_UNUSABLE") from failure
 
@@ -407,4 +455,4 @@ def _timed(work: Callable[[], Result]) -> tuple[Result, float]:
 
 
 def _observe_real_time_factor(seconds: float, samples: int) -> None:
-    metrics.ENCODER_REAL_TIME_FACTOR.observe(seconds * LISTENING_RATE_HZ / samples)
+    metrics.ENCODER_REAL_TIME.observe(seconds * LISTENING_RATE_HZ / samples)

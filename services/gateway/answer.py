@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from services.gateway import g711
+from services.gateway.codecs import Encoder, encoder_of
 from services.gateway.items import Item, Items
-from services.gateway.session import Format, SessionConfig
+from services.gateway.session import SessionConfig
 
 Event = dict[str, Any]
 Status = Literal["completed", "cancelled", "failed", "incomplete"]
@@ -29,6 +29,7 @@ class Answer:
         metadata: of the client, to be sent back.
         text_only: whether it is written.
         max_tokens: limit that the client set; 0 is none.
+        request_id: of the request that it answers; empty for none.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Answer:
         metadata: Mapping[str, str] | None = None,
         text_only: bool = False,
         max_tokens: int = 0,
+        request_id: str = "",
     ) -> None:
         self.response_id = response_id
+        self.request_id = request_id
         self.utterance_id = ""
         self.turn = 0
         """Number that the turn probably gets, for the names of its items."""
@@ -55,8 +58,15 @@ class Answer:
         self._max_tokens = max_tokens
         self._output: list[Item] = []
         self._message: Item | None = None
+        self._encoder: Encoder | None = None
         self._index = 0
         self._sent_samples = 0
+
+    def is_of(self, utterance_id: str, request_id: str) -> bool:
+        """Whether it is, or may become, the response of an utterance that a request led to."""
+        if self.utterance_id:
+            return self.utterance_id == utterance_id
+        return self.request_id == request_id
 
     # --- beginning
 
@@ -81,14 +91,11 @@ class Answer:
             return []
         events = self._open_message()
         self._sent_samples += len(pcm) // 2
-        self._open.audio_ms = self._sent_samples * 1000 // self._config.output_rate_hz
-        data = encoded(self._config.output_format, pcm)
-        delta = base64.b64encode(data).decode("ascii")
-        return [*events, self._part("response.output_audio.delta", delta=delta)]
+        return [*events, *self._encoded(pcm)]
 
     def call(self, turn: int, call_id: str, name: str, arguments: str) -> list[Event]:
         """The call of a tool."""
-        events = self._close_message("completed")
+        events = self._close_message("completed", whole=True)
         item = Item(
             self._items.new_id(turn),
             "function_call",
@@ -123,9 +130,13 @@ class Answer:
             reason: ``turn_detected`` or ``client_cancelled``, of one that was cancelled.
             error: type, code and message, of one that failed.
         """
-        if status == "completed" and 0 < self._max_tokens <= self.token_count:
+        whole = status == "completed"
+        if whole and 0 < self._max_tokens <= self.token_count:
             status, reason = "incomplete", "max_output_tokens"
-        events = self._close_message("completed" if status == "completed" else "incomplete")
+        closed: Literal["completed", "incomplete"] = (
+            "completed" if status == "completed" else "incomplete"
+        )
+        events = self._close_message(closed, whole=whole)
         details: dict[str, Any] | None = None
         if status != "completed":
             details = {"type": status}
@@ -155,18 +166,24 @@ class Answer:
         )
         events = self._add(item)
         self._message = item
+        self._encoder = None if self._text_only else encoder_of(self._config.output_format)
         return [*events, self._part("response.content_part.added", part=self._part_object())]
 
-    def _close_message(self, status: Literal["completed", "incomplete"]) -> list[Event]:
+    def _close_message(
+        self, status: Literal["completed", "incomplete"], *, whole: bool
+    ) -> list[Event]:
+        """Ends the message, if there is one; `whole` if all of its audio has come."""
         item = self._message
         if item is None:
             return []
+        rest = self._encoded(b"", last=True) if whole else []
         text = item.text or ""
         item.text, item.status = text, status
         if self._text_only:
             events = [self._part("response.output_text.done", text=text)]
         else:
             events = [
+                *rest,
                 self._part("response.output_audio.done"),
                 self._part("response.output_audio_transcript.done", transcript=text),
             ]
@@ -174,6 +191,17 @@ class Answer:
         events += self._item_done(item)
         self._message = None
         return events
+
+    def _encoded(self, pcm: bytes, *, last: bool = False) -> list[Event]:
+        """The message's next audio in the client's format."""
+        if self._encoder is None:
+            return []
+        data = self._encoder.encode(pcm, last=last)
+        self._open.audio_ms = self._encoder.samples * 1000 // self._config.output_rate_hz
+        if not data:
+            return []
+        delta = base64.b64encode(data).decode("ascii")
+        return [self._part("response.output_audio.delta", delta=delta)]
 
     def _add(self, item: Item) -> list[Event]:
         before = self._items.add(item)
@@ -187,11 +215,12 @@ class Answer:
 
     def _item_done(self, item: Item) -> list[Event]:
         made = item.to_object()
+        done = [self._event("response.output_item.done", output_index=self._index, item=made)]
+        if self._items.get(item.item_id) is None:
+            return done  # the client has deleted it meanwhile
         before = self._items.before(item.item_id)
-        return [
-            {"type": "conversation.item.done", "previous_item_id": before, "item": made},
-            self._event("response.output_item.done", output_index=self._index, item=made),
-        ]
+        event = {"type": "conversation.item.done", "previous_item_id": before, "item": made}
+        return [event, *done]
 
     def _part_object(self) -> dict[str, Any]:
         text = self._open.text or ""
@@ -245,25 +274,3 @@ class Answer:
                 "audio_tokens": audio_tokens,
             },
         }
-
-
-def encoded(audio_format: Format, pcm: bytes) -> bytes:
-    """16-bit PCM in the client's format."""
-    match audio_format:
-        case "audio/pcmu":
-            return g711.encode("mu", pcm)
-        case "audio/pcma":
-            return g711.encode("a", pcm)
-        case _:
-            return pcm
-
-
-def decoded(audio_format: Format, data: bytes) -> bytes:
-    """The client's format as 16-bit PCM."""
-    match audio_format:
-        case "audio/pcmu":
-            return g711.decode("mu", data)
-        case "audio/pcma":
-            return g711.decode("a", data)
-        case _:
-            return data

@@ -27,12 +27,12 @@ class AnswerRequests:
         state = self._state
         given = event.response or events.ResponseParameters()
         text_only = self._checked(given)
-        if state.answer is not None:
+        if state.answer is not None or state.unheard == "":
+            active = "the turn's" if state.answer is None else state.answer.response_id
             raise EventError(
                 "conversation_already_has_active_response",
-                "Conversation already has an active response in progress: "
-                f"{state.answer.response_id}. Wait until the response is finished before creating "
-                "a new one.",
+                f"Conversation already has an active response in progress: {active}. Wait until "
+                "the response is finished before creating a new one.",
             )
         limit = given.max_output_tokens
         wanted = conversation_pb2.CreateResponse(
@@ -43,18 +43,18 @@ class AnswerRequests:
         if given.tool_choice is not None:
             wanted.tool_choice.CopyFrom(session.tool_choice(given.tool_choice))
         request = ConverseRequest(create_response=wanted)
-        outcome = Outcome()
-        number = None if limit is None else session.answer_tokens(limit)
-        pending = Pending("response", event.event_id)
-        state.ask(request, pending)
-        outcome.events += state.begin_answer(
-            metadata=given.metadata, text_only=text_only, max_tokens=number
+        state.ask(request, Pending("response", event.event_id))
+        answer = state.new_answer(
+            request_id=request.request_id,
+            metadata=given.metadata,
+            text_only=text_only,
+            max_tokens=None if limit is None else session.answer_tokens(limit),
         )
-        assert state.answer is not None, "it has just begun"
-        response_id = state.answer.response_id
         state.pending[request.request_id] = Pending(
-            "response", event.event_id, response_id=response_id
+            "response", event.event_id, response_id=answer.response_id
         )
+        state.answer = answer
+        outcome = Outcome(answer.created())
         if state.unheard is None:
             state.unheard = ""
             outcome.requests.append(request)
@@ -112,17 +112,13 @@ class AnswerRequests:
         """Stops the answer."""
         state = self._state
         answer = state.answer
-        wrong = event.response_id is not None and (
-            answer is None or event.response_id != answer.response_id
-        )
-        if answer is None or wrong:
+        if answer is None or event.response_id not in (None, answer.response_id):
             raise EventError(
                 "response_cancel_not_active", "Cancellation failed: no active response found"
             )
         if state.held_back is not None:
-            state.pending.pop(state.held_back.request_id, None)
-            state.held_back, state.answer = None, None
-            return Outcome(answer.done("cancelled", reason="client_cancelled"))
+            state.pending.pop(answer.request_id, None)
+            return Outcome(state.end("cancelled", reason="client_cancelled"))
         if answer.cancelled_by_client:
             return Outcome()
         answer.cancelled_by_client = True

@@ -29,9 +29,12 @@ class _Model(BaseModel):
 
 
 class AudioFormat(_Model):
-    """``audio/pcm`` has 16 bits and 24 kHz; ``audio/pcmu`` and ``audio/pcma`` are G.711, 8 kHz."""
+    """``audio/pcm`` has 16 bits and 24 kHz; ``audio/pcmu`` and ``audio/pcma`` are G.711, 8 kHz.
 
-    type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
+    ``audio/opus`` is an extension: packets, each behind its length.
+    """
+
+    type: Literal["audio/pcm", "audio/pcmu", "audio/pcma", "audio/opus"] = "audio/pcm"
     rate: Literal[24000] | None = None
 
 

@@ -9,13 +9,15 @@ from minmo.v1 import common_pb2, conversation_pb2
 from minmo.v1.conversation_pb2 import ConverseRequest
 from services.gateway import client_events as events
 from services.gateway.answer_requests import AnswerRequests
-from services.gateway.audio_input import SAMPLE_BYTES, pcm_of
+from services.gateway.audio_input import Microphone
 from services.gateway.errors import EventError, not_supported
 from services.gateway.item_requests import ItemRequests
+from services.gateway.parsing import audio_bytes
 from services.gateway.state import Outcome, Pending, Recording, State
 
 CHUNK_SECONDS = 1.0
 """Longest audio in one message to the orchestrator."""
+_SAMPLE_BYTES = 2
 
 
 class FromClient:
@@ -29,6 +31,7 @@ class FromClient:
         self._state = state
         self._items = items = ItemRequests(state)
         answers = AnswerRequests(state)
+        self._microphone = Microphone(state)
         self._acts: dict[type[events.ClientEvent], Callable[[Any], Outcome]] = {
             events.SessionUpdate: self._session_update,
             events.Append: self._append,
@@ -64,7 +67,7 @@ class FromClient:
         before, wanted = state.wanted, state.wanted.updated(event.session)
         formats = (before.input_format, before.output_format)
         changed = formats != (wanted.input_format, wanted.output_format)
-        if changed and (state.has_heard or len(state.items)):
+        if changed and (state.has_heard or len(state.items) or state.answer is not None):
             raise not_supported(
                 "session.audio", "The formats can be changed before the first audio or item only."
             )
@@ -91,9 +94,9 @@ class FromClient:
     # --- audio
 
     def _append(self, event: events.Append) -> Outcome:
-        pcm = pcm_of(self._state, event.audio, "audio")
+        pcm = self._microphone.pcm(audio_bytes(event.audio, "audio"), "audio")
         self._state.has_heard = self._state.has_heard or bool(pcm)
-        size = int(CHUNK_SECONDS * self._state.wanted.input_rate_hz) * SAMPLE_BYTES
+        size = int(CHUNK_SECONDS * self._state.wanted.input_rate_hz) * _SAMPLE_BYTES
         return Outcome(
             requests=[
                 ConverseRequest(audio=common_pb2.AudioChunk(data=pcm[start : start + size]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from minmo.v1 import conversation_pb2
-from minmo.v1.conversation_pb2 import ConverseResponse, TurnEventKind
+from minmo.v1.conversation_pb2 import ConverseRequest, ConverseResponse, TurnEventKind
 from services.gateway.answer import Event
 from services.gateway.errors import SERVER_ERROR, EventError
 from services.gateway.hearing import Hearing
@@ -52,6 +52,7 @@ class FromServer:
             "settings_updated": self._settings_updated,
             "turn_added": self._turn_added,
             "turn_deleted": self._turn_deleted,
+            "turn_changed": self._turn_changed,
             "refused": self._refused,
         }
         self._events: dict[int, Callable[[ConverseResponse], list[Event]]] = {
@@ -70,6 +71,24 @@ class FromServer:
         Args:
             now: in seconds, for the playout.
         """
+        outcome = self._translated(response, now)
+        state = self._state
+        if state.unheard is None and state.held_back is not None:
+            self._release(state.held_back, outcome)
+        return outcome
+
+    def _release(self, request: ConverseRequest, outcome: Outcome) -> None:
+        """Nothing is made or played any more: the answer that waited for that is asked for."""
+        state, detection = self._state, self._state.config.turn_detection
+        if state.user_item and detection is not None and detection.interrupt_response is not False:
+            # The user has the floor, whom an answer now would not let finish.
+            state.pending.pop(request.request_id, None)
+            outcome.events += state.cancel()
+            return
+        state.held_back, state.unheard = None, ""
+        outcome.requests.append(request)
+
+    def _translated(self, response: ConverseResponse, now: float) -> Outcome:
         kind = response.WhichOneof("message") or ""
         match kind:
             case "audio":
@@ -93,29 +112,31 @@ class FromServer:
     def lost(self) -> list[Event]:
         """The stream is lost, with all that was under way; another will go on with the session."""
         state = self._state
-        events = self._speaking.end(
-            "failed",
-            error={
-                "type": SERVER_ERROR,
-                "code": "orchestrator_lost",
-                "message": "The server was lost and is looked for.",
-            },
-        )
+        error = {
+            "type": SERVER_ERROR,
+            "code": "orchestrator_lost",
+            "message": "The server was lost and is looked for.",
+        }
+        events: list[Event] = []
+        if state.answer is None and state.unheard == "":
+            # The words of a question were not known yet: its answer is lost all the same.
+            events += state.begin_answer()
+        events += state.end("failed", error=error)
         for item in state.committed:
             events += state.remove_item(item.item_id)
         for pending in state.pending.values():
             if pending.asked != "response":
-                error = EventError(
+                unanswered = EventError(
                     "orchestrator_lost",
                     "The server was lost before it answered this: send it again.",
                     kind=SERVER_ERROR,
                 )
-                events.append(error.to_event(pending.event_id))
+                events.append(unanswered.to_event(pending.event_id))
         state.committed.clear()
         state.pending.clear()
         state.stopped.clear()
         state.wanted = state.config
-        state.held_back = state.unheard = state.speech_ms = None
+        state.unheard = state.speech_ms = None
         state.user_item = state.partial = ""
         return events
 
@@ -173,22 +194,45 @@ class FromServer:
         self._state.pending.pop(response.request_id, None)
         return self._hearing.drop_parts(turn)
 
+    def _turn_changed(self, response: ConverseResponse) -> list[Event]:
+        """Something else was heard of an answer than it seemed."""
+        state, changed = self._state, response.turn_changed
+        item = state.items.of_utterance(changed.utterance_id)
+        if item is None:
+            return []
+        item.text = changed.turn.text
+        if not state.config.minmo:
+            return []
+        return [
+            {
+                "type": "minmo.turn_changed",
+                "item_id": item.item_id,
+                "heard_text": changed.turn.text,
+                "generated_text": changed.turn.generated_text,
+            }
+        ]
+
     def _refused(self, response: ConverseResponse) -> list[Event]:
         refused, state = response.refused, self._state
         pending = state.pending.pop(response.request_id, None)
+        if pending is None and response.request_id:
+            return []  # it is over for the client already
         error = _error(refused, pending)
         if pending is None:
             return [error.to_event()]
         if pending.asked == "settings":
             state.wanted = state.config
         answer = state.answer
-        if answer is not None and answer.response_id == pending.response_id:
+        if answer is None or answer.response_id != pending.response_id:
+            return [error.to_event()]
+        details = {"type": error.kind, "code": error.code, "message": error.message}
+        if refused.reason == "INTERRUPTED":
+            events = state.cancel()
+        else:
+            events = [error.to_event(), *state.end("failed", error=details)]
+        if refused.reason != "ANSWERING" and state.unheard == "":
             state.unheard = None
-            if response.refused.reason == "INTERRUPTED":
-                return self._speaking.end("cancelled", reason="turn_detected")
-            details = {"type": error.kind, "code": error.code, "message": error.message}
-            return [error.to_event(), *self._speaking.end("failed", error=details)]
-        return [error.to_event()]
+        return events
 
 
 def _error(refused: conversation_pb2.Refused, pending: Pending | None) -> EventError:

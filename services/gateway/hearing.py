@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from minmo.v1.conversation_pb2 import ConverseResponse
 from services.gateway.answer import Event
 from services.gateway.items import Item
@@ -114,8 +116,8 @@ class Hearing:
             )
             events += state.add_item(item)
         events += self._understood(item, said.turn_index, said.text)
-        if state.config.creates_responses and state.answer is None:
-            events += state.begin_answer()
+        if state.config.creates_responses:
+            events += state.begin_answer(response.request_id)
             state.unheard = state.unheard or ""
         return events
 
@@ -197,13 +199,29 @@ class Hearing:
         """A turn had no words."""
         state = self._state
         item = self._committed(response.request_id)
-        if state.answer is None:
+        if state.unheard == "" and state.answer is None:
             state.unheard = None
         events: list[Event] = []
         if item is not None:
             events += self._transcript(item, "")
             events += state.remove_item(item.item_id)
         return [*events, *self.release_speech()]
+
+    def not_understood(self, request_id: str, error: Mapping[str, str]) -> list[Event]:
+        """The words of a turn cannot be had: it is in no history."""
+        item = self._committed(request_id)
+        if item is None:
+            return []
+        events = self._state.remove_item(item.item_id)
+        if not self._transcribes:
+            return events
+        failed = {
+            "type": "conversation.item.input_audio_transcription.failed",
+            "item_id": item.item_id,
+            "content_index": 0,
+            "error": {**error, "param": None},
+        }
+        return [failed, *events]
 
     def input_cleared(self, response: ConverseResponse) -> list[Event]:
         """What was heard is forgotten."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from minmo.v1 import common_pb2, conversation_pb2
 from minmo.v1.conversation_pb2 import ConverseRequest
 from services.gateway import client_events as events
-from services.gateway.audio_input import pcm_of
 from services.gateway.errors import EventError, not_supported
 from services.gateway.items import Content, Item
+from services.gateway.parsing import audio_bytes
 from services.gateway.state import Outcome, Pending, Recording, State
 
 _ROLES = {
@@ -82,7 +82,7 @@ class ItemRequests:
 
     def _message(self, item: Item, given: events.Message, event_id: str | None) -> Outcome:
         item.role = given.role
-        texts, audio = [], b""
+        texts, audio, place = [], b"", ""
         for index, part in enumerate(given.content):
             param = f"item.content[{index}]"
             if part.type == "input_image":
@@ -98,7 +98,8 @@ class ItemRequests:
                 )
             text = part.transcript if part.type.endswith("audio") else part.text
             if text is None and part.type == "input_audio" and part.audio is not None:
-                audio += pcm_of(self._state, part.audio, f"{param}.audio")
+                place = place or f"{param}.audio"
+                audio += audio_bytes(part.audio, f"{param}.audio")
             elif text is None:
                 field = "transcript" if part.type.endswith("audio") else "text"
                 raise EventError(
@@ -115,8 +116,8 @@ class ItemRequests:
                 raise not_supported(
                     "item.content", "A message holds text or a recording, not both."
                 )
-            rate = self._state.wanted.input_rate_hz
-            return Outcome(recording=Recording(audio, rate, item, event_id))
+            audio_format = self._state.wanted.input_format
+            return Outcome(recording=Recording(audio, audio_format, place, item, event_id))
         item.text = "\n".join(texts)
         return self.add_turn(item, item.text, event_id)
 
@@ -178,10 +179,10 @@ class ItemRequests:
         state, utterance = self._state, item.utterance_id
         if not utterance:
             return
-        self._state.playout.heard_until(utterance, audio_ms)
+        reported_soon = state.playout.heard_until(utterance, audio_ms)
         if state.unheard == utterance and utterance not in state.stopped:
             outcome.requests.append(ConverseRequest(interrupt=conversation_pb2.Interrupt()))
-        elif state.unheard != utterance:
+        elif state.unheard != utterance or not reported_soon:
             played = audio_ms * state.config.output_rate_hz // 1000
             report = conversation_pb2.Playback(
                 utterance_id=utterance, played_samples=played, finished=True

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from minmo.rpc import metrics
 from minmo.v1 import conversation_pb2
 from minmo.v1.conversation_pb2 import AudioOutput
 
@@ -23,7 +24,8 @@ how far it came may not be contradicted."""
 AFTERPLAY_SECONDS = 0.3
 """How much later than probable the end is reported: networks and loudspeakers take their time."""
 TRUNCATE_SECONDS = 0.7
-"""How long a client that was interrupted may take to say how far it has played."""
+"""How long a client that was interrupted is waited for to say how far it has played; then what is
+probable is reported, and what the client says later corrects the history."""
 _SAMPLE_BYTES = 2
 
 
@@ -91,6 +93,16 @@ class Playout:
         return max(0.0, self._busy_until - now - self._max_lead)
 
     @property
+    def busy(self) -> bool:
+        """Whether there will be audio to send, or something to report, without any news."""
+        if self._held:
+            return True
+        return not self.client_reports and any(
+            utterance.stretches and not utterance.finished
+            for utterance in self._utterances.values()
+        )
+
+    @property
     def held_bytes(self) -> int:
         """Audio that is held back."""
         return sum(len(audio.data) for audio in self._held)
@@ -111,9 +123,18 @@ class Playout:
 
     # --- what was heard
 
-    def heard_until(self, utterance_id: str, audio_ms: int) -> None:
-        """The client said how far it has played, and that it plays no more."""
-        self._utterance(utterance_id).told = audio_ms * self._rate_hz // 1000
+    def heard_until(self, utterance_id: str, audio_ms: int) -> bool:
+        """The client said how far it has played, and that it plays no more.
+
+        Returns:
+            Whether that will be reported once the utterance is stopped; False if its end has been
+            reported already, or is the client's to report.
+        """
+        utterance = self._utterances.get(utterance_id)
+        if utterance is None or utterance.finished:
+            return False
+        utterance.told = audio_ms * self._rate_hz // 1000
+        return not self.client_reports
 
     def played(self, utterance_id: str, now: float) -> int:
         """Samples of an utterance that were probably played."""
@@ -175,6 +196,9 @@ class Playout:
         if not samples:
             return
         start = max(now, self._busy_until)
+        if utterance.stretches and start > self._busy_until and not self.client_reports:
+            metrics.STALLS.inc()
+            metrics.STALL_SECONDS.inc(start - self._busy_until)
         if utterance.stretches and start == self._busy_until:
             began, first, before = utterance.stretches[-1]
             utterance.stretches[-1] = (began, first, before + samples)

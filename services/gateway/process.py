@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+from functools import partial
 
 import grpc
 import structlog
 import uvloop
 from aiohttp import web
 
-from minmo.rpc import client, metrics, threads
+from minmo.rpc import client, metrics, threads, tracing
 from minmo.rpc import logging as rpc_logging
-from minmo.rpc.errors import StatusError
+from minmo.rpc.following import follow, keep_running
 from minmo.rpc.health import Readiness
 from minmo.rpc.process import (
     Process,
@@ -26,7 +27,7 @@ from minmo.rpc.process import (
     join,
     port_advice,
     remove,
-    serve_metrics,
+    serve_http,
     write_ready_file,
 )
 from minmo.settings import GatewaySettings
@@ -35,7 +36,6 @@ from services.gateway.page_files import Page
 from services.gateway.server import Server
 
 NAME = "gateway"
-_PROBE_SECONDS = 2.0
 _ORCHESTRATOR_MESSAGE_BYTES = 32 * 1024 * 1024
 _HEADER_BYTES = 16 * 1024
 
@@ -51,7 +51,7 @@ def serve(settings: GatewaySettings) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     threads.limit(settings.threads)
     rpc_logging.configure(settings.log_level, settings.log_format, NAME)
-    metrics.set_build(NAME)
+    metrics.publish(NAME)
     status = uvloop.run(_Process(settings).run())
     if status != 0:
         raise SystemExit(status)
@@ -66,6 +66,7 @@ class _Process(Process):
     async def serve(self) -> None:
         """Serves; see `Process`."""
         settings = self._settings
+        tracing.start(NAME, settings)
         gatekeeper = Gatekeeper(settings)
         async with self._channel() as channel:
             server = Server(settings, channel, self._readiness, gatekeeper, Page())
@@ -79,10 +80,11 @@ class _Process(Process):
                 shutdown_timeout=1.0,
             )
             await runner.setup()
-            watching = asyncio.create_task(self._watch_orchestrator())
+            self._readiness.set_not_ready("no orchestrator has answered yet", "orchestrator")
+            watching = asyncio.create_task(keep_running(partial(self._watch_orchestrator, channel)))
             try:
                 address = await self._listen(runner)
-                metrics_address = serve_metrics(settings)
+                metrics_address = serve_http(settings, self._readiness)
                 if gatekeeper.open and not is_local(settings.host):
                     log.warning("whoever reaches this address may talk: set keys", address=address)
                 self._readiness.mark_started()
@@ -107,29 +109,28 @@ class _Process(Process):
             tls_cert=settings.upstream_cert,
             tls_key=settings.upstream_key,
             max_message_bytes=_ORCHESTRATOR_MESSAGE_BYTES,
+            balancing="by_load",
         )
 
-    async def _watch_orchestrator(self) -> None:
+    async def _watch_orchestrator(self, channel: grpc.aio.Channel) -> None:
         """Says on /readyz whether there is an orchestrator."""
-        settings = self._settings
-        while True:
-            try:
-                await client.wait_ready(
-                    settings.orchestrator_address,
-                    deadline_seconds=_PROBE_SECONDS,
-                    tls_ca=settings.upstream_ca,
-                    tls_cert=settings.upstream_cert,
-                    tls_key=settings.upstream_key,
-                )
-            except StatusError as failure:
-                self._readiness.set_not_ready(f"no orchestrator: {failure.message}")
-            except Exception as failure:
-                # Nobody else would ask again.
-                log.exception("asking for the orchestrator failed")
-                self._readiness.set_not_ready(f"no orchestrator: {failure}")
+
+        def tell(problem: str) -> None:
+            if problem:
+                self._readiness.set_not_ready(f"no orchestrator: {problem}", "orchestrator")
             else:
-                self._readiness.set_ready()
-            await asyncio.sleep(_PROBE_SECONDS)
+                self._readiness.set_ready("orchestrator")
+
+        await follow(channel, tell, self._problem_of_orchestrator)
+
+    async def _problem_of_orchestrator(self) -> str:
+        settings = self._settings
+        return await client.problem_of(
+            settings.orchestrator_address,
+            tls_ca=settings.upstream_ca,
+            tls_cert=settings.upstream_cert,
+            tls_key=settings.upstream_key,
+        )
 
     async def _listen(self, runner: web.AppRunner) -> str:
         settings = self._settings

@@ -13,10 +13,10 @@ import structlog
 from aiohttp import web
 from multidict import MultiMapping
 
-from minmo.rpc import metrics as rpc_metrics
+from minmo.rpc import metrics
 from minmo.rpc.health import Readiness
+from minmo.rpc.tracing import TRACEPARENT_KEY
 from minmo.settings import GatewaySettings
-from services.gateway import metrics
 from services.gateway.auth import SUBPROTOCOL, Caller, CredentialsError, Gatekeeper, credential_of
 from services.gateway.connection import Connection, Wish
 from services.gateway.limits import Quotas, TooManyConnectionsError
@@ -64,7 +64,7 @@ class Server:
         self._open: dict[Connection, asyncio.Task[object] | None] = {}
         self._idle = asyncio.Event()
         self._idle.set()
-        rpc_metrics.STREAMS_LIMIT.set(settings.max_streams)
+        metrics.STREAMS_LIMIT.set(settings.max_streams)
 
     def application(self) -> web.Application:
         """For aiohttp."""
@@ -117,6 +117,8 @@ class Server:
                     heartbeat=self._settings.keepalive_seconds,
                     timeout=_CLOSE_SECONDS,
                     compress=False,
+                    # The connection measures what its pings take.
+                    autoping=False,
                 )
                 try:
                     await socket.prepare(request)
@@ -125,7 +127,10 @@ class Server:
                     return socket
                 metrics.CONNECTED.labels("accepted").inc()
                 upstream = Upstream(
-                    self._channel, caller.token, self._settings.connect_deadline_seconds
+                    self._channel,
+                    caller.token,
+                    self._settings.connect_deadline_seconds,
+                    request.headers.get(TRACEPARENT_KEY, ""),
                 )
                 connection = Connection(self._settings, socket, upstream, wish, audio)
                 await self._serve(connection, caller, request)
@@ -146,7 +151,7 @@ class Server:
         self._open[connection] = asyncio.current_task()
         self._idle.clear()
         metrics.CONNECTIONS.inc()
-        rpc_metrics.STREAMS.inc()
+        metrics.STREAMS.inc()
         reason = "failed"
         began = time.monotonic()
         try:
@@ -160,7 +165,7 @@ class Server:
             if not self._open:
                 self._idle.set()
             metrics.CONNECTIONS.dec()
-            rpc_metrics.STREAMS.dec()
+            metrics.STREAMS.dec()
             metrics.CLOSED.labels(reason).inc()
             log.info("closed", reason=reason, seconds=round(time.monotonic() - began, 1))
 

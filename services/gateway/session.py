@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel
 
+from minmo.audio.opus import available as opus_available
 from minmo.v1 import common_pb2, conversation_pb2
 from minmo.v1.conversation_pb2 import SessionSettings, ToolChoice, TurnDetection
 from services.gateway import client_events as events
+from services.gateway.codecs import INPUT_RATES_HZ, OUTPUT_RATES_HZ, Format
 from services.gateway.errors import EventError, not_supported
-
-Format = Literal["audio/pcm", "audio/pcmu", "audio/pcma"]
 
 DEFAULT_MODEL = "minmo"
 MAX_ANSWER_TOKENS = 1024
-_RATES_HZ: Mapping[Format, int] = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
 # Voices of another server's: who asks for one of them takes what there is.
 _FOREIGN_VOICES = frozenset(
     ("alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar")
@@ -60,12 +58,12 @@ class SessionConfig:
     @property
     def input_rate_hz(self) -> int:
         """Samples of the client's audio a second."""
-        return _RATES_HZ[self.input_format]
+        return INPUT_RATES_HZ[self.input_format]
 
     @property
     def output_rate_hz(self) -> int:
         """Samples of the assistant's audio a second."""
-        return _RATES_HZ[self.output_format]
+        return OUTPUT_RATES_HZ[self.output_format]
 
     @property
     def creates_responses(self) -> bool:
@@ -264,10 +262,21 @@ def _refuse(given: events.Session) -> None:
         raise not_supported("session.prompt", "Stored prompts are not supported.")
     if given.include:
         raise not_supported("session.include", "Log probabilities are not supported.")
+    for name in ("input", "output"):
+        part = getattr(given.audio, name, None)
+        if part is not None and part.format is not None:
+            _check_format(part.format, f"session.audio.{name}.format")
     output = given.audio.output if given.audio is not None else None
     if output is not None and output.speed not in (None, 1, 1.0):
         raise not_supported(
             "session.audio.output.speed", "The speed of speech cannot be changed: leave it at 1."
+        )
+
+
+def _check_format(given: events.AudioFormat, param: str) -> None:
+    if given.type == "audio/opus" and not opus_available():
+        raise not_supported(
+            param, "This server has no Opus: it is installed by pip install 'minmo[opus]'."
         )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from minmo.v1 import conversation_pb2
 from minmo.v1.conversation_pb2 import ConverseResponse, TurnOutcome
-from services.gateway.answer import Event, Status
+from services.gateway.answer import Event
 from services.gateway.errors import SERVER_ERROR
 from services.gateway.hearing import Hearing
 from services.gateway.items import Item
@@ -35,20 +35,20 @@ class Speaking:
         if answer is None or answer.utterance_id != audio.utterance_id:
             return []
         events = answer.sound(audio.data)
-        return [*events, *self.end("completed")] if audio.final else events
+        return [*events, *self._state.end("completed")] if audio.final else events
 
     def answer_of(self, utterance_id: str, request_id: str) -> list[Event]:
         """Makes the open response that of an utterance; opens one if need be."""
         state = self._state
-        answer = state.answer
         events: list[Event] = []
+        answer = state.answer
         if answer is not None and answer.utterance_id not in ("", utterance_id):
-            events += self.end("completed")
+            events += state.end("completed")
             answer = None
-        if answer is None:
+        if answer is None or not answer.is_of(utterance_id, request_id):
             if state.items.of_utterance(utterance_id) is not None:
                 return events  # it has ended for the client
-            events += state.begin_answer()
+            events += state.begin_answer(request_id)
             answer = state.answer
         assert answer is not None, "it has just begun"
         if not answer.utterance_id:
@@ -78,9 +78,9 @@ class Speaking:
         call = response.tool_call
         state = self._state
         events = self.answer_of(call.utterance_id, response.request_id)
-        if state.answer is None:
+        if state.answer is None or state.answer.utterance_id != call.utterance_id:
             # The audio before it has been sent to its end: for the client this is another answer.
-            events += state.begin_answer()
+            events += state.begin_answer(response.request_id)
         assert state.answer is not None, "it has just begun"
         state.answer.utterance_id = call.utterance_id
         state.saw_turn(call.turn_index)
@@ -98,36 +98,35 @@ class Speaking:
             events.append({"type": "minmo.stop_playback", "item_id": item.item_id})
         answer = state.answer
         if answer is not None and answer.utterance_id == utterance_id:
-            events += self._cancelled()
+            events += state.cancel()
         return events
 
-    def interrupted(self, _: ConverseResponse) -> list[Event]:
-        """The user has taken the floor, whether or not anything was heard."""
+    def interrupted(self, response: ConverseResponse) -> list[Event]:
+        """An answer was stopped, by the user or the client, whether or not anything was heard."""
+        state = self._state
         events = self._hearing.release_speech()
-        # One that was asked for meanwhile has not begun.
-        if self._state.held_back is None:
-            events += self._cancelled()
-        if self._state.unheard == "":
-            self._state.unheard = None
+        answer = state.answer
+        # If it had an utterance, the report came before and has ended the response.
+        if answer is not None and answer.is_of("", response.request_id):
+            events += state.cancel()
+        if state.unheard == "" and state.answer is None:
+            state.unheard = None
         return events
-
-    def _cancelled(self) -> list[Event]:
-        answer = self._state.answer
-        if answer is None:
-            return []
-        by_client = answer.cancelled_by_client
-        return self.end("cancelled", reason="client_cancelled" if by_client else "turn_detected")
-
-    def end(self, status: Status, **details: Any) -> list[Event]:
-        """Ends the open response, if there is one."""
-        answer, self._state.answer = self._state.answer, None
-        return [] if answer is None else answer.done(status, **details)
 
     def report(self, response: ConverseResponse) -> Outcome:
         """An answer has been heard, or has ended in another way."""
         report, state = response.report, self._state
         outcome = Outcome()
         state.stopped.discard(report.utterance_id)
+        answer, failure = state.answer, _failure(report)
+        unspoken = not report.utterance_id
+        announced = answer is not None and answer.is_of("", response.request_id)
+        if failure is not None and unspoken and not announced:
+            # It failed before the words of its question were known.
+            outcome.events += self._hearing.not_understood(response.request_id, failure)
+            if answer is None:
+                outcome.events += state.begin_answer(response.request_id)
+                answer = state.answer
         state.pending.pop(response.request_id, None)
         heard = report.outcome == TurnOutcome.TURN_OUTCOME_COMPLETED or report.heard_text.strip()
         item = state.items.of_utterance(report.utterance_id) if report.utterance_id else None
@@ -137,39 +136,23 @@ class Speaking:
             item.text = report.heard_text
         if heard:
             state.saw_turn(report.assistant_turn_index)
-        answer = state.answer
-        if (
-            answer is not None
-            and state.held_back is None
-            and answer.utterance_id in ("", report.utterance_id)
-        ):
+        if answer is not None and answer.is_of(report.utterance_id, response.request_id):
             answer.read_count = report.read_count or answer.read_count
             answer.token_count = max(answer.token_count, report.token_count)
-            outcome.events += self._concluded(report)
+            outcome.events += self._concluded(report.outcome, failure)
         if state.config.minmo:
             outcome.events.append(self._turn_report(report, item))
-        state.unheard = None
+        if state.answer is None or state.unheard == report.utterance_id:
+            state.unheard = None
         outcome.events += self._hearing.release_speech()
-        if state.held_back is not None:
-            outcome.requests.append(state.held_back)
-            state.held_back, state.unheard = None, ""
         return outcome
 
-    def _concluded(self, report: conversation_pb2.TurnReport) -> list[Event]:
-        match report.outcome:
-            case TurnOutcome.TURN_OUTCOME_FAILED:
-                return self.end(
-                    "failed",
-                    error={
-                        "type": SERVER_ERROR,
-                        "code": "answer_failed",
-                        "message": report.detail or "The answer could not be finished.",
-                    },
-                )
-            case TurnOutcome.TURN_OUTCOME_INTERRUPTED:
-                return self._cancelled()
-            case _:
-                return self.end("completed")
+    def _concluded(self, outcome: int, failure: Mapping[str, str] | None) -> list[Event]:
+        if failure is not None:
+            return self._state.end("failed", error=failure)
+        if outcome == TurnOutcome.TURN_OUTCOME_INTERRUPTED:
+            return self._state.cancel()
+        return self._state.end("completed")
 
     def _turn_report(self, report: conversation_pb2.TurnReport, item: Item | None) -> Event:
         users = self._state.items.of_turn(report.user_turn_index)
@@ -192,3 +175,11 @@ class Speaking:
             "generate_ms": report.generate_ms,
             "detail": report.detail,
         }
+
+
+def _failure(report: conversation_pb2.TurnReport) -> dict[str, str] | None:
+    """The protocol's error for an answer that failed."""
+    if report.outcome != TurnOutcome.TURN_OUTCOME_FAILED:
+        return None
+    message = report.detail or "The answer could not be finished."
+    return {"type": SERVER_ERROR, "code": "answer_failed", "message": message}

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from minmo.v1.conversation_pb2 import ConverseReady, ConverseRequest
-from services.gateway.answer import Answer, Event
+from services.gateway.answer import Answer, Event, Status
+from services.gateway.codecs import Format
 from services.gateway.errors import EventError
 from services.gateway.items import Item, Items
 from services.gateway.playout import Playout
@@ -43,14 +44,16 @@ class Recording:
     """An item's audio whose words are to be recognised before it is added.
 
     Attributes:
-        pcm: 16-bit samples.
-        sample_rate_hz: their rate.
+        data: as it came.
+        audio_format: of it.
+        param: of the client's event, where it stands.
         item: what it will be.
         event_id: of the client's event.
     """
 
-    pcm: bytes
-    sample_rate_hz: int
+    data: bytes
+    audio_format: Format
+    param: str
     item: Item
     event_id: str | None
 
@@ -90,7 +93,7 @@ class State:
         has_heard: whether the client has sent audio.
         pending: by the id of the request.
         answer: the response that is open.
-        held_back: a request for an answer that waits until the last one was heard.
+        held_back: the request for that response, where it waits until the last one was heard.
         unheard: utterance that is made or played, "" before it is known; None when nothing is.
         stopped: utterances that the client was told to play no more of.
         user_item: id that the turn which the user speaks gets.
@@ -144,24 +147,50 @@ class State:
         """A turn has this number."""
         self.next_turn = max(self.next_turn, index + 1)
 
-    def begin_answer(
+    def begin_answer(self, request_id: str = "") -> list[Event]:
+        """Opens the response of an answer that comes.
+
+        The one before has ended by then, or was asked for and has not begun: then this one was
+        first, and the other is refused.
+        """
+        events = []
+        if self.answer is not None and self.answer.utterance_id:
+            events += self.end("completed")
+        elif self.answer is not None:
+            self.pending.pop(self.answer.request_id, None)
+            events += self.end("cancelled", reason="turn_detected")
+        self.answer = self.new_answer(request_id=request_id)
+        return [*events, *self.answer.created()]
+
+    def new_answer(
         self,
         *,
+        request_id: str,
         metadata: Mapping[str, str] | None = None,
         text_only: bool | None = None,
         max_tokens: int | None = None,
-    ) -> list[Event]:
-        """Opens a response; None takes what the session says."""
+    ) -> Answer:
+        """A response; None takes what the session says."""
         limit = self.config.max_output_tokens
-        self.answer = Answer(
+        return Answer(
             f"resp_{self.session_id[-8:]}_{self.number()}",
             self.config,
             self.items,
             metadata=metadata,
             text_only=self.config.text_only if text_only is None else text_only,
             max_tokens=(0 if limit == "inf" else limit) if max_tokens is None else max_tokens,
+            request_id=request_id,
         )
-        return self.answer.created()
+
+    def end(self, status: Status, **details: Any) -> list[Event]:
+        """Ends the open response, if there is one."""
+        answer, self.answer, self.held_back = self.answer, None, None
+        return [] if answer is None else answer.done(status, **details)
+
+    def cancel(self) -> list[Event]:
+        """Ends the open response, which was stopped."""
+        by_client = self.answer is not None and self.answer.cancelled_by_client
+        return self.end("cancelled", reason="client_cancelled" if by_client else "turn_detected")
 
     def session_event(self, kind: Literal["session.created", "session.updated"]) -> Event:
         """The settings, for the client."""
@@ -177,6 +206,8 @@ class State:
             "resumed": self.ready.resumed,
             "turn_count": self.ready.turn_count,
             "mode": self.ready.mode,
+            "voices": list(self.ready.voices),
+            "recording": self.ready.keeps_audio,
         }
 
     def add_item(self, item: Item) -> list[Event]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,9 @@ import grpc
 import structlog
 
 from minmo.engine.prompt import ChatFormat, TextStream
-from minmo.rpc import metrics
+from minmo.rpc import metrics, tracing
+from minmo.rpc.errors import DRAINING, unavailable
+from minmo.rpc.health import Readiness
 from minmo.rpc.queues import BoundedStream
 from minmo.v1 import llm_pb2
 from services.llm.prompt import PromptReader
@@ -23,14 +26,51 @@ log = structlog.get_logger(__name__)
 # About ten seconds of eight generations; who reads nothing for so long is given up.
 _MAX_WAITING_RESPONSES = 1024
 _WATCH_SECONDS = 1.0
+_QUIET_SECONDS = 0.3
 
 
 @dataclass(eq=False)
 class _Running:
-    """An operation that Triton has not finished."""
+    """An operation that Triton has not finished.
+
+    Attributes:
+        request: as it came.
+        text: of its tokens so far.
+        sent: when it was sent (monotonic seconds).
+        trace: from its receipt to its end.
+        answered: when the latest response came.
+    """
 
     request: llm_pb2.RunRequest
     text: TextStream
+    sent: float
+    trace: tracing.Span = tracing.NONE
+    answered: float | None = None
+
+    def heard(self, response: llm_pb2.RunResponse) -> None:
+        """Records what a response says of the way to Triton, and of Triton itself."""
+        now, before = time.monotonic(), self.answered
+        self.answered = now
+        operation = str(self.request.WhichOneof("operation"))
+        if before is None:
+            metrics.HOP_TRITON.labels(operation).observe(now - self.sent)
+            self.trace.event("first_answer", now)
+        elif response.HasField("token"):
+            metrics.TOKEN_INTERVAL.observe(now - before)
+        for done in ("prefill_done", "generate_done"):
+            if response.HasField(done):
+                seconds = getattr(response, done).elapsed_ms / 1000
+                metrics.TRITON_ENGINE.labels(operation).observe(seconds)
+                # No span can be made inside Triton's model; its last answer says how long it took.
+                engine = tracing.begin(
+                    f"triton.{operation}", parent=self.trace, began=now - seconds
+                )
+                engine.end(now)
+        if response.HasField("error"):
+            metrics.OPERATION_ERRORS.labels(response.error.reason).inc()
+            self.trace.end(failure=response.error.reason)
+        elif not response.HasField("token"):
+            self.trace.end(now)
 
 
 @dataclass(eq=False)
@@ -62,6 +102,7 @@ class CallerStream:
         reader: checks and tokenises.
         max_operations: that may run at the same time.
         deadline_seconds: longest wait for Triton to say anything while operations run.
+        readiness: of the process; once it drains, the stream ends when nothing runs.
     """
 
     def __init__(
@@ -70,12 +111,14 @@ class CallerStream:
         reader: PromptReader,
         max_operations: int,
         deadline_seconds: float,
+        readiness: Readiness,
     ) -> None:
         self._triton = triton
         self._reader = reader
         self._chat: ChatFormat = reader.chat
         self._max_operations = max_operations
         self._deadline_seconds = deadline_seconds
+        self._readiness = readiness
         self._responses: BoundedStream[llm_pb2.RunResponse] = BoundedStream(_MAX_WAITING_RESPONSES)
         self._next_number = 1
         self._link: _Link | None = None
@@ -90,19 +133,24 @@ class CallerStream:
         """Yields responses until the requests and what they asked for have ended.
 
         Raises:
-            StatusError: RESOURCE_EXHAUSTED, the caller does not read.
+            StatusError: RESOURCE_EXHAUSTED, the caller does not read; or UNAVAILABLE, the process
+                stops, and another one is to go on.
         """
         self._spawn(self._take(requests))
         self._spawn(self._watch())
+        self._spawn(self._leave())
         try:
             async for response in self._responses:
                 yield response
         finally:
             if self._link is not None:
                 self._link.stream.cancel()
+                for running in self._link.running.values():
+                    running.trace.end(failure="CANCELLED")
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            metrics.TRITON_OPERATIONS.dec(self._running)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -135,8 +183,12 @@ class CallerStream:
         if not link.running:
             link.heard = asyncio.get_running_loop().time()
         number, self._next_number = self._next_number, self._next_number + 1
-        link.running[number] = _Running(request, TextStream(self._chat))
+        operation = request.WhichOneof("operation")
+        trace = tracing.begin(str(operation), parent=request.traceparent, kind="server")
+        text = TextStream(self._chat)
+        link.running[number] = _Running(request, text, time.monotonic(), trace)
         self._running += 1
+        metrics.TRITON_OPERATIONS.inc()
         self._idle.clear()
         # Where this fails, the receiving side sees the stream end, and answers for all that ran.
         with contextlib.suppress(grpc.aio.AioRpcError, StreamEndedError):
@@ -144,6 +196,7 @@ class CallerStream:
 
     async def _receive(self, link: _Link) -> None:
         code, message = grpc.StatusCode.UNAVAILABLE, "Triton ended the stream; try again"
+        metrics.TRITON_STREAMS.inc()
         try:
             async for number, data in link.stream:
                 link.heard = asyncio.get_running_loop().time()
@@ -158,6 +211,8 @@ class CallerStream:
         except Exception as error:
             self._responses.fail(error)
             return
+        finally:
+            metrics.TRITON_STREAMS.dec()
         await self._lose(link, code, message)
 
     async def _forward(self, link: _Link, number: int, data: bytes | str) -> None:
@@ -170,6 +225,7 @@ class CallerStream:
             self._end(link, number)
             return
         response = llm_pb2.RunResponse.FromString(data)
+        running.heard(response)
         if response.HasField("token"):
             response.token.text = running.text.add(response.token.id)
             await self._responses.put(response)
@@ -180,6 +236,7 @@ class CallerStream:
     def _end(self, link: _Link, number: int) -> None:
         del link.running[number]
         self._running -= 1
+        metrics.TRITON_OPERATIONS.dec()
         if self._running == 0:
             self._idle.set()
 
@@ -196,6 +253,22 @@ class CallerStream:
         except Exception as error:
             self._responses.fail(error)
 
+    async def _leave(self) -> None:
+        """Ends the stream of a process that stops, when nothing has run for a moment."""
+        await self._readiness.wait_draining()
+        began = None
+        while began is None or began != self._next_number:
+            # What is read is mostly answered at once.
+            await self._idle.wait()
+            began = self._next_number
+            await asyncio.sleep(_QUIET_SECONDS)
+        self._responses.fail(
+            unavailable(
+                "the LLM service is stopping: open another stream, and read everything again",
+                reason=DRAINING,
+            )
+        )
+
     async def _watch(self) -> None:
         """Ends a stream on which Triton says nothing although operations run."""
         while True:
@@ -208,7 +281,8 @@ class CallerStream:
                 link.stream.cancel()
 
     async def _fail(self, running: _Running, code: grpc.StatusCode, message: str) -> None:
-        metrics.UPSTREAM_ERRORS.labels("triton", code.name).inc()
+        metrics.count_hop_error("triton", code)
+        running.trace.end(failure="UPSTREAM")
         await self._refuse(running.request, code, "UPSTREAM", message)
 
     async def _refuse(
@@ -222,4 +296,5 @@ class CallerStream:
         )
         response.error.code, response.error.reason = code.value[0], reason
         response.error.message = message
+        metrics.OPERATION_ERRORS.labels(reason).inc()
         await self._responses.put(response)

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 
 import grpc
-import structlog
 
 from minmo.engine.prompt import ChatFormat
+from minmo.rpc.errors import StatusError
+from minmo.rpc.following import keep_running
 from minmo.rpc.health import Readiness
-from minmo.rpc.process import StartError
 from minmo.settings import LlmSettings
 from minmo.v1 import llm_pb2, llm_pb2_grpc
 from minmo.weights.errors import WeightsError
 from minmo.weights.load import read_config, weights_folder
+from minmo.weights.parts import preset_name
 from services.llm.caller import CallerStream
 from services.llm.prompt import PromptReader
 from services.llm.triton import TritonModel
-
-log = structlog.get_logger(__name__)
+from services.loading import load_weights
 
 _CHECK_INTERVAL_SECONDS = 0.5
+_MODEL_CHECK_SECONDS = 10.0
 
 
 class LlmService:
@@ -35,14 +38,21 @@ class LlmService:
         self._settings = settings
         self.readiness = Readiness()
         self._triton = TritonModel(settings.triton_address)
-        self._servicer = LlmServicer(settings, self._triton)
+        self._servicer = LlmServicer(settings, self._triton, self.readiness)
+        self._checked_at = -_MODEL_CHECK_SECONDS
         self._follower: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Loads the tokenizer, and from then on is as ready as Triton's model is."""
-        self._servicer.reader = await asyncio.to_thread(_load_reader, self._settings)
+        settings = self._settings
+        self._servicer.reader = await load_weights(
+            partial(_load_reader, settings),
+            settings.preset,
+            self.readiness,
+            wait=settings.wait_for_weights,
+        )
         await self._check()
-        self._follower = asyncio.create_task(self._follow())
+        self._follower = asyncio.create_task(keep_running(self._follow))
 
     def register(self, server: grpc.aio.Server) -> Sequence[str]:
         """Adds the servicer."""
@@ -64,11 +74,37 @@ class LlmService:
 
     async def _check(self) -> None:
         problem = await self._triton.problem()
-        if not problem:
-            self.readiness.set_ready()
-        elif self.readiness.reason != problem:
-            log.warning("not ready", reason=problem)
-            self.readiness.set_not_ready(problem)
+        now = time.monotonic()
+        if problem:
+            # Whatever comes back may be another model.
+            self._checked_at = -_MODEL_CHECK_SECONDS
+        elif now - self._checked_at > _MODEL_CHECK_SECONDS:
+            problem = await self._misfit()
+            if not problem:
+                self._checked_at = now
+        if problem:
+            self.readiness.set_not_ready(problem, "triton")
+        else:
+            self.readiness.set_ready("triton")
+
+    async def _misfit(self) -> str:
+        """Why what runs on Triton is not what this service writes prompts for; "" if it is."""
+        try:
+            model = await self._triton.describe()
+        except StatusError as error:
+            return f"Triton at {self._triton.address}: {error.message}"
+        ours, width = preset_name(self._settings.preset), self._servicer.reader.width
+        if preset_name(model.preset) != ours:
+            return (
+                f"Triton at {self._triton.address} hosts the LLM of preset {model.preset!r}, "
+                f"this service has --preset {ours!r}"
+            )
+        if model.width != width:
+            return (
+                f"Triton at {self._triton.address} hosts an LLM of width {model.width}, the "
+                f"weights of preset {ours!r} here have {width}"
+            )
+        return ""
 
 
 class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
@@ -77,9 +113,10 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     reader: PromptReader
     """Set before the first call is let in."""
 
-    def __init__(self, settings: LlmSettings, triton: TritonModel) -> None:
+    def __init__(self, settings: LlmSettings, triton: TritonModel, readiness: Readiness) -> None:
         self._settings = settings
         self._triton = triton
+        self._readiness = readiness
 
     async def Run(  # noqa: N802
         self,
@@ -89,7 +126,11 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         """Carries out operations; the proto says how."""
         settings = self._settings
         caller = CallerStream(
-            self._triton, self.reader, settings.max_operations, settings.request_deadline_seconds
+            self._triton,
+            self.reader,
+            settings.max_operations,
+            settings.request_deadline_seconds,
+            self._readiness,
         )
         async with aclosing(caller.run(request_iterator)) as responses:
             async for response in responses:
@@ -105,12 +146,13 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
 
 def _load_reader(settings: LlmSettings) -> PromptReader:
+    """Raises WeightsError."""
+    folder = weights_folder(settings.preset, "llm")
+    config = read_config(folder)
     try:
-        folder = weights_folder(settings.preset, "llm")
-        config = read_config(folder)
         chat = ChatFormat.from_folder(folder)
-    except (WeightsError, ValueError) as error:
-        raise StartError(str(error)) from error
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
     return PromptReader(
         chat=chat,
         width=int(config["hidden_size"]),

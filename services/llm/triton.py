@@ -7,12 +7,14 @@ response ends, and builds objects for every token.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from minmo.rpc import metrics
 from minmo.rpc.errors import StatusError, parse, unavailable
 from minmo.triton import codec
 from minmo.v1 import llm_pb2
@@ -51,8 +53,10 @@ class TritonModel:
         """Why the model cannot be used now; "" if it can."""
         request = service_pb2.ModelReadyRequest(name=codec.MODEL)
         try:
-            answer = await self._stub.ModelReady(request, timeout=_CHECK_SECONDS)
+            with metrics.timed(metrics.HOP_TRITON.labels("ready")):
+                answer = await self._stub.ModelReady(request, timeout=_CHECK_SECONDS)
         except grpc.aio.AioRpcError as error:
+            metrics.count_hop_error("triton", error.code())
             return f"Triton at {self.address} does not answer ({error.code().name})"
         return "" if answer.ready else f"Triton at {self.address} has not loaded the model"
 
@@ -62,14 +66,17 @@ class TritonModel:
         Raises:
             StatusError: UNAVAILABLE, Triton or the model is not there.
         """
+        began = time.monotonic()
         stream = TritonStream(self._stub.ModelStreamInfer(timeout=_CHECK_SECONDS))
         try:
             await stream.send(0, llm_pb2.RunRequest(operation_id="model"))
             async for _, data in stream:
                 if isinstance(data, bytes):
+                    metrics.HOP_TRITON.labels("describe").observe(time.monotonic() - began)
                     return llm_pb2.GetModelResponse.FromString(data)
                 raise unavailable(f"Triton cannot say which model runs: {data}", reason="UPSTREAM")
         except grpc.aio.AioRpcError as error:
+            metrics.count_hop_error("triton", error.code())
             raise unavailable(describe_loss(error), reason="UPSTREAM") from None
         finally:
             stream.cancel()

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 import grpc
 import structlog
 
-from minmo.rpc import metrics
+from minmo.rpc import metrics, tracing
 from minmo.rpc.errors import StatusError, deadline_exceeded
 from minmo.v1 import common_pb2, conversation_pb2
 from minmo.v1.conversation_pb2 import TurnEventKind
-from services.orchestrator import history, items, tool_format
+from services.orchestrator import history, items, tool_format, traces
 from services.orchestrator.branches import Branches
+from services.orchestrator.decisions import regret_wordless
 from services.orchestrator.manner import FULL, Manner, Wishes
 from services.orchestrator.mind import Context
 from services.orchestrator.record import Record, heard_so_far
@@ -24,6 +25,7 @@ from services.orchestrator.responses import Responses
 from services.orchestrator.store import StoredTurn
 from services.orchestrator.tool_calls import CallParser
 from services.orchestrator.tools import BadCallError, checked_call, new_call_id
+from services.orchestrator.traces import Traces
 from services.orchestrator.user_turn import UserTurn
 from services.orchestrator.utterance import Audio, Utterance, UtteranceState
 from services.orchestrator.waterfall import Waterfall
@@ -31,9 +33,11 @@ from services.orchestrator.waterfall import Waterfall
 log = structlog.get_logger()
 
 STOP_REPORT_SECONDS = 0.8
-"""How long a client may take to tell how far it has played, after it was told to stop."""
+"""How long a client is waited for to tell how far it has played, after it was told to stop; what it
+tells later corrects the history."""
 _MARGIN = 8
 _MAX_CALLS = 16
+_KEPT_ANSWERS = 4
 _COUNTED: dict[str, metrics.TurnOutcome] = {
     "completed": "answered",
     "interrupted": "interrupted",
@@ -52,6 +56,7 @@ class Answer:
         waterfall: where its time goes.
         manner: how it is made; None for that of all.
         to_history: it answers the history as it stands, not a turn that the LLM is yet to read.
+        asked: the end of that history, where it is a turn that can wait for an answer.
         request_id: of the request that asked for it.
         committed: writes the user's turn down.
         writing: writes its latest call down.
@@ -63,6 +68,7 @@ class Answer:
         start: items that the LLM had read before the assistant's turn.
         base: items that the LLM had read when the answer began.
         read_count: the same in positions.
+        trace: of the turn that it answers.
     """
 
     user: StoredTurn | None
@@ -71,6 +77,7 @@ class Answer:
     waterfall: Waterfall
     manner: Manner | None = None
     to_history: bool = False
+    asked: StoredTurn | None = None
     request_id: str = ""
     task: asyncio.Task[None] | None = None
     committed: asyncio.Task[None] | None = None
@@ -84,10 +91,11 @@ class Answer:
     start: int = 0
     base: int = 0
     read_count: int = 0
+    trace: tracing.Span = tracing.NONE
 
     def concerns(self, index: int) -> bool:
         """Whether a turn is its question, or part of it."""
-        turns = [self.user, self.turn, *self.calls]
+        turns = [self.user, self.asked, self.turn, *self.calls]
         return any(turn is not None and turn.index == index for turn in turns)
 
 
@@ -101,6 +109,7 @@ class Answering:
         branches: what the LLM has read.
         responses: to the client.
         on_ended: told when an answer has ended by itself, with what went wrong.
+        traces: begins those of answers that no speech has begun.
     """
 
     def __init__(
@@ -112,8 +121,10 @@ class Answering:
         branches: Branches,
         responses: Responses,
         on_ended: Callable[[Answer, StatusError | None], Awaitable[None]],
+        traces: Traces | None = None,
     ) -> None:
         self._session_id = session_id
+        self._traces = traces or Traces(session_id)
         self.manner = manner
         """How answers are made from the next one on."""
         self._record = record
@@ -124,7 +135,7 @@ class Answering:
         self._expected: int | None = None
         self._preparing = asyncio.Lock()
         self._latest: Utterance | None = None
-        self._completed: Answer | None = None
+        self._concluded: dict[str, Answer] = {}
         self.current: Answer | None = None
         """The answer that is under way."""
         self.unheard: Answer | None = None
@@ -153,39 +164,71 @@ class Answering:
     def begin_to_history(self, waterfall: Waterfall, wishes: Wishes, *, request_id: str) -> None:
         """Begins an answer to the history as it stands; the LLM must have read it all."""
         manner = wishes.applied_to(self.manner)
-        user = self._record.last_user_turn()
+        user, turns = self._record.last_user_turn(), self._record.turns
+        asked = turns[-1] if turns and turns[-1].role in ("user", "tool") else None
         self._begin(
-            Answer(user, None, 0, waterfall, manner, to_history=True, request_id=request_id)
+            Answer(
+                user,
+                None,
+                0,
+                waterfall,
+                manner,
+                to_history=True,
+                asked=asked,
+                request_id=request_id,
+            )
         )
 
     def _begin(self, answer: Answer) -> None:
         if answer.manner is None:
             answer.manner = self.manner
+        spoken = answer.spoken
+        began = answer.waterfall.speech_end
+        answer.trace = self._traces.begin(began) if spoken is None else spoken.trace
         self.current = answer
-        answer.task = asyncio.create_task(self._run(answer))
+        with tracing.within(answer.trace):
+            answer.task = asyncio.create_task(self._run(answer))
 
-    async def stop(self, why: str, *, tell: bool = True) -> None:
+    async def stop(self, why: str, *, tell: bool = True, since: float | None = None) -> None:
         """Stops the answer that is under way, and keeps what was heard of it.
 
         Args:
             why: for the client.
             tell: False if there is no client any more.
+            since: when what stops it came from the user (monotonic seconds), where that is known.
         """
         answer, self.current = self.current, None
         if answer is None or answer.task is None:
             return
+        with tracing.within(answer.trace), tracing.span("interrupted", why=why):
+            outcome = await self._stop(answer, answer.task, why, tell=tell, since=since)
+        self._end_trace(answer, outcome)
+
+    async def _stop(
+        self,
+        answer: Answer,
+        task: asyncio.Task[None],
+        why: str,
+        *,
+        tell: bool,
+        since: float | None,
+    ) -> str:
+        """Stops an answer; see `stop`. Returns how it ended."""
         utterance = answer.utterance
         audible = utterance is not None and utterance.audible
         if tell and audible and utterance is not None:
             await self._responses.stop_playback(
                 utterance.utterance_id, request_id=answer.request_id
             )
-        answer.task.cancel()
-        await asyncio.gather(answer.task, return_exceptions=True)
+            if since is not None:
+                metrics.TURN_STOP.observe(time.monotonic() - since)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         if tell and audible and utterance is not None:
             await utterance.wait_playback_stopped(STOP_REPORT_SECONDS)
         heard_all = utterance is not None and utterance.state is UtteranceState.HEARD
-        await self._conclude(answer, "completed" if heard_all else "interrupted", tell=tell)
+        outcome = "completed" if heard_all else "interrupted"
+        await self._conclude(answer, outcome, tell=tell)
         if tell and not heard_all:
             await self._responses.event(
                 TurnEventKind.TURN_EVENT_KIND_INTERRUPTED,
@@ -193,13 +236,16 @@ class Answering:
                 detail=why,
                 request_id=answer.request_id,
             )
+        return outcome
 
     async def ended(self, answer: Answer, error: StatusError | None) -> None:
         """Concludes an answer that has ended by itself."""
         self.current = None
         if answer.utterance is not None or error is not None:
             outcome = "failed" if error is not None else "completed"
-            await self._conclude(answer, outcome, error=error)
+            with tracing.within(answer.trace):
+                await self._conclude(answer, outcome, error=error)
+            self._end_trace(answer, outcome, failure=error.code.name if error is not None else "")
 
     async def played(self, playback: conversation_pb2.Playback) -> None:
         """The client has told how far it has played."""
@@ -210,31 +256,36 @@ class Answering:
         if answer is not None and answer.utterance is utterance and answer.turn is not None:
             await self._record.save_progress(answer.turn, utterance)
 
-    def ended_early(self, playback: conversation_pb2.Playback) -> bool:
-        """Whether less was heard of an answer that seemed to have been heard to its end."""
-        utterance = self._latest
-        return (
-            utterance is not None
-            and utterance.utterance_id == playback.utterance_id
-            and utterance.state is UtteranceState.HEARD
-            and playback.finished
-            and playback.played_samples < utterance.sample_count
-        )
-
-    async def cut(self, playback: conversation_pb2.Playback) -> bool:
-        """Cuts the last answer to what was heard; whether it still is the end of the history."""
-        answer = self._completed
-        last = self._record.turns[-1] if self._record.turns else None
-        if not self.ended_early(playback) or answer is None or last is None:
+    def corrects(self, playback: conversation_pb2.Playback) -> bool:
+        """Whether something else was heard of an answer than it seemed, now that it has ended."""
+        answer = self._concluded.get(playback.utterance_id)
+        utterance = self._latest if answer is None else answer.utterance
+        if not playback.finished or utterance is None:
             return False
+        if answer is None and (
+            utterance.utterance_id != playback.utterance_id
+            or utterance.state is not UtteranceState.HEARD
+        ):
+            return False
+        played = min(playback.played_samples, utterance.sample_count)
+        return played != utterance.played_samples
+
+    async def correct(self, playback: conversation_pb2.Playback) -> StoredTurn | None:
+        """Corrects the history to what was heard of an answer; None if there is nothing to."""
+        answer = self._concluded.get(playback.utterance_id)
+        if answer is None or not self.corrects(playback):
+            return None
         utterance, turn = answer.utterance, answer.turn
         if utterance is None or turn is None:
-            return False
-        if utterance is not self._latest or not answer.concerns(last.index):
-            return False
+            return None
+        known = self._record.find(turn.index)
+        # Its number may be that of another turn by now.
+        if known is None or known.started != turn.started or known.is_call:
+            return None
         utterance.cut(playback.played_samples)
-        await self._record.put(heard_so_far(turn, utterance, "interrupted"))
-        return True
+        corrected = heard_so_far(turn, utterance, "interrupted")
+        await self._record.put(corrected)
+        return corrected if corrected.text != known.text else None
 
     @property
     def only_plays(self) -> bool:
@@ -323,13 +374,16 @@ class Answering:
         """
         words = await self._understand(spoken, Waterfall(time.monotonic()))
         if words is None:
+            regret_wordless(spoken)
             await self.forget(spoken)
             await self._nothing_said(request_id)
+            traces.end(spoken.trace, "no_speech")
             return None
         user = replace(self._new_user_turn(words, spoken_ms), waits=True)
         await self._commit(user, request_id)
         if self.current is not None:
             self.outdated = True
+            traces.end(spoken.trace, "waits")
             return user
         async with self._preparing:
             context = self._branches.main
@@ -341,12 +395,14 @@ class Answering:
                 context.add(history.told([user]))
             self._prepared = None
         await context.sync()
+        traces.end(spoken.trace, "waits")
         return user
 
     async def nothing_settled(self, spoken: UserTurn, detail: str, request_id: str) -> None:
         """Gives a turn up whose words cannot be had."""
         await self.forget(spoken)
         await self._nothing_said(request_id, detail)
+        traces.end(spoken.trace, "failed", failure="WORDS_UNKNOWN")
 
     async def reread(self, turn: UserTurn | None) -> None:
         """The history, or the instructions, are others: the LLM reads all of it anew.
@@ -425,10 +481,12 @@ class Answering:
 
     async def forget_unanswered(self, answer: Answer, spoken: UserTurn) -> None:
         """A turn without words gets no answer."""
+        regret_wordless(spoken)
         async with self._preparing:
             self._prepared = self._expected = None
             await self._rewind_to(spoken)
         await self._nothing_said(answer.request_id)
+        traces.end(answer.trace, "no_speech")
 
     async def _nothing_said(self, request_id: str, detail: str = "") -> None:
         await self._responses.event(
@@ -557,6 +615,7 @@ class Answering:
             if len(answer.calls) == _MAX_CALLS:
                 raise BadCallError(f"an answer has at most {_MAX_CALLS} calls")
         except BadCallError as error:
+            metrics.TOOL_CALLS.labels("dropped").inc()
             await self._responses.event(
                 TurnEventKind.TURN_EVENT_KIND_TOOL_CALL_DROPPED,
                 utterance_id=utterance.utterance_id,
@@ -579,6 +638,7 @@ class Answering:
         async def write() -> None:
             await self._record.put(turn)
             answer.calls.append(turn)
+            metrics.TOOL_CALLS.labels("called").inc()
             await self._responses.tool_call(turn, request_id=answer.request_id)
 
         # An interruption must not leave it open whether it was written.
@@ -605,6 +665,15 @@ class Answering:
 
     # --- the end of an answer
 
+    def _end_trace(self, answer: Answer, outcome: str, *, failure: str = "") -> None:
+        answer.waterfall.trace(answer.trace)
+        utterance, began = answer.utterance, answer.waterfall.first_audio
+        if began is not None:
+            tracing.begin("spoken", parent=answer.trace, began=began).end()
+        if utterance is not None:
+            answer.trace.set(tokens=utterance.made_count, audio_ms=utterance.audio_ms)
+        traces.end(answer.trace, outcome, failure=failure)
+
     async def _conclude(
         self, answer: Answer, outcome: str, *, error: StatusError | None = None, tell: bool = True
     ) -> None:
@@ -616,17 +685,21 @@ class Answering:
         was_heard = outcome == "completed" or (
             utterance is not None and bool(utterance.heard_text.strip())
         )
+        if utterance is not None and was_heard:
+            self._concluded[utterance.utterance_id] = answer
+            for old in list(self._concluded)[:-_KEPT_ANSWERS]:
+                del self._concluded[old]
         goes_on = outcome == "interrupted" and not was_heard and not answer.to_history
         self.unheard = answer if goes_on and not answer.calls else None
-        if answer.to_history and outcome == "interrupted" and tell and answer.user is not None:
+        if answer.asked is not None and outcome == "interrupted" and tell:
             # Who stopped an answer that was asked for asks again.
-            await self._record.put(replace(answer.user, waits=True))
+            await self._record.put(replace(answer.asked, waits=True, wishes=""))
         await self._write_down(answer, outcome, was_heard=was_heard)
-        self._completed = answer if outcome == "completed" else None
         metrics.count_turn(_COUNTED[outcome])
         if not tell:
             return
         if error is not None:
+            metrics.TURN_FAILURES.labels(error.code.name).inc()
             log.error("answer failed", error=str(error))
         await self._keep(answer, outcome, was_heard=was_heard)
         if utterance is not None:

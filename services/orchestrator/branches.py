@@ -14,12 +14,16 @@ class Branches:
     Args:
         main: the conversation.
         in_background: does work that nobody waits for.
+        stream_id: names the branches apart from those that the session's stream before has left.
     """
 
-    def __init__(self, main: Context, in_background: Callable[[Awaitable[None]], None]) -> None:
+    def __init__(
+        self, main: Context, in_background: Callable[[Awaitable[None]], None], stream_id: str
+    ) -> None:
         self.main = main
         self.overlap: Context | None = None
         self._in_background = in_background
+        self._stream_id = stream_id
         self._count = 0
 
     @property
@@ -30,13 +34,13 @@ class Branches:
     async def open_overlap(self, length: int) -> Context:
         """A branch that has read the first `length` items of the main line."""
         self._count += 1
-        self.overlap = await self.main.fork(f"overlap-{self._count}", length)
+        self.overlap = await self.main.fork(f"overlap-{self._stream_id}-{self._count}", length)
         return self.overlap
 
     def beside(self, content: Iterable[Item]) -> Context:
         """A branch that reads `content`, for one answer alone; `free` it afterwards."""
         self._count += 1
-        return self.main.beside(f"beside-{self._count}", content)
+        return self.main.beside(f"beside-{self._stream_id}-{self._count}", content)
 
     def free(self, branch: Context) -> None:
         """Frees a branch that is not needed any more."""

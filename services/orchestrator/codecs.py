@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from minmo.audio.opus import DECODED_RATE_HZ, OpusDecoder, OpusEncoder
 from minmo.audio.pcm import AudioError, PcmFormat
-from minmo.rpc.errors import invalid_argument
+from minmo.rpc import metrics
+from minmo.rpc.errors import StatusError, invalid_argument
 from minmo.v1 import common_pb2
 from services.orchestrator import checks
 from services.orchestrator.utterance import Audio
@@ -30,9 +31,25 @@ class Incoming:
             self._decoder = OpusDecoder()
             self._pcm = PcmFormat(DECODED_RATE_HZ)
             self.pcm_format = self._pcm.to_proto()
+        frame = checks.frame_bytes(self.pcm_format)
+        self._bytes_per_second = frame * self.pcm_format.sample_rate_hz
 
     def pcm(self, data: bytes) -> bytes:
         """The PCM in a message. Raises INVALID_ARGUMENT for what is none, or too long."""
+        try:
+            pcm = self._decoded(data)
+        except StatusError:
+            # Nobody can say how long it was.
+            metrics.count_lost_input("refused", metrics.FRAME_SECONDS)
+            raise
+        seconds = len(pcm) / self._bytes_per_second
+        if data or not pcm:
+            metrics.AUDIO_IN.inc(metrics.frames(seconds))
+        else:
+            metrics.count_lost_input("concealed", seconds)
+        return pcm
+
+    def _decoded(self, data: bytes) -> bytes:
         if self._decoder is None:
             checks.audio_data(data, self.pcm_format, max_seconds=self._max_seconds)
             return data

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from minmo.rpc.errors import StatusError
-from minmo.v1 import conversation_pb2
 from minmo.v1.conversation_pb2 import TurnEventKind
 from services.orchestrator import requests
 from services.orchestrator.answering import Answering
@@ -53,7 +52,7 @@ class Commands:
         self.waiting: deque[Request | FloorEvent] = deque()
         """Requests that wait, and turns that ended meanwhile."""
         self._handlers: dict[str, Callable[[Request, Answering], Awaitable[None]]] = {
-            "playback": self._cut,
+            "playback": self._correct,
             "text": self._typed,
             "interrupt": self._interrupt,
             "update_settings": self._update,
@@ -131,9 +130,12 @@ class Commands:
         await answering.stop("the user pressed stop")
         await self._talk.give_floor_back(answering)
 
-    async def _cut(self, request: Request, answering: Answering) -> None:
-        if await answering.cut(request.message.playback):
+    async def _correct(self, request: Request, answering: Answering) -> None:
+        playback = request.message.playback
+        turn = await answering.correct(playback)
+        if turn is not None:
             await self._reread(answering)
+            await self._responses.turn_changed(turn, playback.utterance_id)
 
     async def _typed(self, request: Request, answering: Answering) -> None:
         words = requests.text(request.message.text.text, "text.text")
@@ -141,7 +143,7 @@ class Commands:
         await answering.stop("the user typed")
         await self._talk.drop_turn(answering)
         self._talk.floor.assistant_starts()
-        turn = self._talk.new_turn(request.position, answering)
+        turn = self._talk.new_turn(request.position, answering, began=request.arrived)
         user = await answering.commit_user(
             f"{turn.carried} {words}".strip(), 0, request_id=request.message.request_id
         )
@@ -155,12 +157,13 @@ class Commands:
     async def _update(self, request: Request, answering: Answering) -> None:
         # Schemas may take a while, and others talk meanwhile.
         chosen = await asyncio.to_thread(requests.settings, request.message.update_settings)
+        field = "update_settings.settings.voice"
         try:
+            await self._talk.check_voice(chosen.voice, field)
+            field = "update_settings.settings.tools"
             manner = self._talk.manner_of(chosen)
         except StatusError as error:
-            raise RefusedError(
-                "BAD_SETTINGS", error.message, "update_settings.settings.tools"
-            ) from None
+            raise RefusedError("BAD_SETTINGS", error.message, field) from None
         await self._record.put_settings(chosen)
         answering.manner = manner
         self._talk.use(chosen)
@@ -210,8 +213,7 @@ class Commands:
         )
 
     async def _create(self, request: Request, answering: Answering) -> None:
-        message = request.message.create_response
-        wishes = requests.wishes(message, self._talk.chosen)
+        wishes = requests.wishes(request.message.create_response, self._talk.chosen)
         if answering.current is not None:
             if self._must_wait(request, answering):
                 self.waiting.append(request)
@@ -222,8 +224,9 @@ class Commands:
         if answering.unheard is not None:
             await self._reread(answering)
         last = self._record.turns[-1] if self._record.turns else None
-        if last is not None and last.waits and message == conversation_pb2.CreateResponse():
-            await self._record.put(replace(last, waits=False))
+        if last is not None and last.waits:
+            # A stream that goes on with the session after this one was lost gives the answer.
+            await self._record.put(replace(last, waits=False, wishes=wishes.to_json()))
         self._talk.floor.assistant_starts()
         waterfall = Waterfall(request.arrived)
         answering.begin_to_history(waterfall, wishes, request_id=request.message.request_id)
@@ -255,6 +258,7 @@ class Commands:
             call_id=call.call_id,
             call_name=call.call_name,
             utterance_id=call.utterance_id,
+            waits=True,
         )
         await self._add(turn, request, answering)
 

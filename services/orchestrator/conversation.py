@@ -12,31 +12,36 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 import structlog
 
-from minmo.rpc import metrics
-from minmo.rpc.errors import StatusError, invalid_argument
+from minmo.rpc import metrics, tracing
+from minmo.rpc.errors import DRAINING, StatusError, invalid_argument, unavailable
+from minmo.rpc.health import Readiness
 from minmo.rpc.queues import BoundedStream
 from minmo.settings import OrchestratorSettings
 from minmo.v1 import common_pb2, conversation_pb2, llm_pb2
 from minmo.v1.conversation_pb2 import TurnEventKind
-from services.orchestrator import items
+from services.orchestrator import items, traces
 from services.orchestrator.answering import Answer, Answering
 from services.orchestrator.branches import Branches
+from services.orchestrator.census import Census
 from services.orchestrator.codecs import Incoming, Outgoing
 from services.orchestrator.commands import Commands
+from services.orchestrator.decisions import Decisions
+from services.orchestrator.departure import Departure
 from services.orchestrator.link import Link
 from services.orchestrator.listener import Embeddings, Failed, Found, Heard, Listener, Lost
-from services.orchestrator.manner import Manner, manner_of, turn_taking_of
+from services.orchestrator.manner import Manner, Wishes, manner_of, turn_taking_of
 from services.orchestrator.mind import Context, Epoch
 from services.orchestrator.record import Record
 from services.orchestrator.requests import Request
 from services.orchestrator.responses import Responses
 from services.orchestrator.session_settings import Settings
-from services.orchestrator.store import SessionStore, StoredSession
+from services.orchestrator.store import Cache, SessionStore, StoredSession
+from services.orchestrator.traces import Traces
 from services.orchestrator.turn_taking import (
     Activity,
     Floor,
@@ -48,6 +53,7 @@ from services.orchestrator.turn_taking import (
 )
 from services.orchestrator.user_turn import POSTROLL_MS, PREROLL_MS, Speech, UserTurn
 from services.orchestrator.utterance import Voice
+from services.orchestrator.voices import Voices
 from services.orchestrator.waterfall import Waterfall
 
 log = structlog.get_logger()
@@ -60,6 +66,7 @@ _MICROPHONE_OFF_SECONDS = 0.3
 _DRAIN_SECONDS = 10.0
 _VANISH_SECONDS = 0.1
 _END_SECONDS = 5.0
+_LEAVE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ class Upstreams:
     llm: grpc.aio.Channel
     voice_decoder: grpc.aio.Channel
     store: SessionStore
+    voices: Voices
+    readiness: Readiness = field(default_factory=Readiness)
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,12 @@ class _ClientClosed:
     """The client will send no more."""
 
 
-_Event = Heard | Request | _AnswerEnded | _Settled | _ClientClosed
+@dataclass(frozen=True)
+class _Tick:
+    """Nothing has happened for a moment."""
+
+
+_Event = Heard | Request | _AnswerEnded | _Settled | _ClientClosed | _Tick
 
 
 class Conversation:
@@ -105,6 +119,7 @@ class Conversation:
         stream_id: names this stream in the store.
         config: the stream's, checked.
         out: where responses go.
+        traceparent: of what the client does with the stream; empty for none.
     """
 
     def __init__(
@@ -116,6 +131,7 @@ class Conversation:
         stream_id: str,
         config: conversation_pb2.ConverseConfig,
         out: BoundedStream[conversation_pb2.ConverseResponse],
+        traceparent: str = "",
     ) -> None:
         self._settings = settings
         self._upstreams = upstreams
@@ -148,20 +164,25 @@ class Conversation:
         )
         """Who speaks."""
         self._link = Link(
-            upstreams.llm, session.session_id, deadline_seconds=settings.llm_deadline_seconds
+            upstreams.llm,
+            session.session_id,
+            deadline_seconds=settings.llm_deadline_seconds,
+            on_moved=self.read_soon,
         )
         epoch = Epoch(
             session.epoch,
-            lambda: self._store.next_epoch(session.session_id, self._link.replica_id),
+            lambda: self._store.next_epoch(
+                session.session_id, self._link.replica_id or self._model.replica_id
+            ),
         )
         main = Context(
             self._link,
             epoch,
-            "main",
+            session.cache.branch if session.cache is not None else "main",
             recovery_seconds=settings.recovery_seconds,
             on_outage=lambda lost: self._responses.outage("llm", lost),
         )
-        self._branches = Branches(main, self._in_background)
+        self._branches = Branches(main, self._in_background, stream_id)
         self._answering: Answering | None = None
         self._model = llm_pb2.GetModelResponse()
         self.settling: asyncio.Task[None] | None = None
@@ -173,8 +194,14 @@ class Conversation:
         self._overlap_checkpoint: int | None = 0
         self._may_resume_speech = True
         self._paused_at: int | None = None
+        self._decisions = Decisions()
+        self._traces = Traces(session.session_id, settings.mode, traceparent)
+        self.census = Census()
+        """Counts the conversation while it runs."""
         self._last_audio = time.monotonic()
         self._closing = False
+        self._departure = Departure(upstreams.readiness)
+        self._left_cache = False
 
     # --- life of the stream
 
@@ -186,7 +213,6 @@ class Conversation:
         """
         # Whatever takes long from here on, the lease is kept.
         tasks = [asyncio.create_task(self._keep_lease())]
-        metrics.ACTIVE_SESSIONS.inc()
         try:
             answering = await self._resume()
             loop = asyncio.create_task(self._act(answering))
@@ -201,13 +227,15 @@ class Conversation:
                 for task in ended:
                     task.result()
         finally:
-            metrics.ACTIVE_SESSIONS.dec()
             await asyncio.shield(asyncio.create_task(self._end(tasks)))
 
     async def _resume(self) -> Answering:
         """Takes the session up where the stream before left it."""
         await self._responses.ready(
-            self._session.session_id, len(self._record), self._settings.mode
+            self._session.session_id,
+            len(self._record),
+            self._settings.mode,
+            await self._upstreams.voices.names(),
         )
         self._model = await self._link.model()
         manner = self.manner_of(self.chosen)
@@ -219,17 +247,38 @@ class Conversation:
             branches=self._branches,
             responses=self._responses,
             on_ended=lambda answer, error: self._events.put(_AnswerEnded(answer, error)),
+            traces=self._traces,
         )
         self._answering = answering
         question = await self._record.close_open_answer()
         context = self._branches.main
-        context.replace(self._record.prompt(manner.prompt_limit, before=question))
+        prompt = self._record.prompt(manner.prompt_limit, before=question)
+        cache = self._session.cache
+        if question is None and cache is not None and self._has_read(cache):
+            log.info("the LLM has read the history already", positions=cache.position)
+            context.resume(prompt, cache.position)
+        else:
+            context.replace(prompt)
         if question is not None:
             self.floor.assistant_starts()
-            answering.begin(Waterfall(time.monotonic()), user=question)
+            waterfall = Waterfall(time.monotonic())
+            if question.role == "tool" or question.wishes:
+                context.replace(self._record.prompt(manner.prompt_limit))
+                wishes = Wishes.from_json(question.wishes)
+                answering.begin_to_history(waterfall, wishes, request_id="")
+            else:
+                answering.begin(waterfall, user=question)
         else:
             self._in_background(context.sync())
         return answering
+
+    def _has_read(self, cache: Cache) -> bool:
+        """Whether a cache that the stream before has left is there, and is of this history."""
+        return cache.replica_id == self._model.replica_id and cache.digest == self._record.digest()
+
+    async def check_voice(self, name: str, field: str) -> None:
+        """Raises StatusError: INVALID_ARGUMENT for a voice that does not exist."""
+        await self._upstreams.voices.check(name, field)
 
     def manner_of(self, chosen: Settings) -> Manner:
         """How answers are made with these settings.
@@ -269,11 +318,13 @@ class Conversation:
             await asyncio.gather(self.settling, return_exceptions=True)
         if self.turn is not None:
             self.turn.cancel()
+            traces.end(self.turn.trace, "cancelled")
         with contextlib.suppress(StatusError, TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
                 if self._answering is not None:
                     await self._answering.stop("the stream ended", tell=False)
-                await self._branches.main.close(whole_session=True)
+                if not self._left_cache:
+                    await self._branches.main.close(whole_session=True)
         await self._link.close()
 
     async def _read(
@@ -297,7 +348,8 @@ class Conversation:
                     self._last_audio = time.monotonic()
                     if pcm:
                         await self._listener.feed(pcm)
-                case "playback" if not answering.ended_early(request.playback):
+                    self._departure.took_audio(sequence - 1, self._listener.position)
+                case "playback" if not answering.corrects(request.playback):
                     await answering.played(request.playback)
                 case "config":
                     raise invalid_argument("config", "is sent once, as the first message")
@@ -311,6 +363,8 @@ class Conversation:
                         # All that was heard of the turn is told before it ends.
                         await self._listener.catch_up()
                     await self._events.put(Request(request, position, arrived))
+                    if kind != "playback":
+                        self._departure.took_request()
         # A client that vanishes ends its requests too, an instant before the call is cancelled.
         await asyncio.sleep(_VANISH_SECONDS)
         await self._events.put(_ClientClosed())
@@ -318,7 +372,13 @@ class Conversation:
     async def _keep_lease(self) -> None:
         while True:
             await asyncio.sleep(_LEASE_REFRESH_SECONDS)
-            await self._store.refresh(self._session.session_id, self._stream_id)
+            try:
+                await self._store.refresh(self._session.session_id, self._stream_id)
+            except StatusError as failure:
+                # A lease that runs out meanwhile is still this stream's, if nobody takes it.
+                if failure.code is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                log.warning("the lease was not kept", error=str(failure))
 
     # --- the loop
 
@@ -328,6 +388,7 @@ class Conversation:
             event = await self._next_event()
             if event is not None:
                 await self._on_event(event, answering)
+            self.census.is_now(self._goes_on(answering))
             if self._closing:
                 if give_up is None:
                     give_up = time.monotonic() + _DRAIN_SECONDS
@@ -339,21 +400,84 @@ class Conversation:
                         return
             elif event is None:
                 await self._on_floor(self.floor.silence(), answering)
+            if self._departure.is_due and not self._closing:
+                await self._leave_if_at_rest(answering)
 
     async def _next_event(self) -> _Event | None:
         """The next event; None when the user's microphone went off in the middle of a turn."""
         while True:
+            soon = self._closing or self._departure.is_due
             try:
-                async with asyncio.timeout(0.05 if self._closing else 0.25):
+                async with asyncio.timeout(0.05 if soon else 0.25):
                     return await self._events.get()
             except TimeoutError:
                 if self._closing:
                     return None
+                if self._answering is not None:
+                    self.census.is_now(self._goes_on(self._answering))
                 off_for = time.monotonic() - self._last_audio
                 limit = self._silence_ms / 1000 + _MICROPHONE_OFF_SECONDS
                 speaks = self.floor.state is FloorState.USER
                 if speaks and off_for > limit and self._listener.heard_all:
                     return None
+                if self._departure.is_due:
+                    return _Tick()
+
+    async def _leave_if_at_rest(self, answering: Answering) -> None:
+        """Ends the stream if nobody would notice.
+
+        Raises:
+            StatusError: UNAVAILABLE, for a client that does not understand that it should go.
+        """
+        context = self._branches.main
+        if not self._is_at_rest(answering):
+            return
+        if context.is_read:
+            await self._leave_cache(context)
+        elif not self._departure.is_late:
+            self.read_soon()
+        if self._is_at_rest(answering):
+            log.info("leaving between turns", left_cache=self._left_cache)
+            moving = self._departure.moving(self.floor.last, self.floor.input_start)
+            await self._responses.moving(moving)
+            # Ending the call now would take the message from a client that is writing.
+            await asyncio.sleep(_LEAVE_SECONDS)
+            raise unavailable(
+                "the server is stopping: open the session again, another one goes on",
+                reason=DRAINING,
+            )
+        # Whatever has come meanwhile goes on with it.
+        self._left_cache = False
+
+    def _is_at_rest(self, answering: Answering) -> bool:
+        """Whether nobody speaks, and nothing is under way."""
+        waits = (
+            answering.current
+            or answering.unheard
+            or self.turn
+            or self.settling
+            or self._commands.waiting
+            or (self._background and not self._departure.is_late)
+        )
+        return (
+            self.floor.state is FloorState.QUIET
+            and not waits
+            and self._events.empty()
+            and self._responses.are_read
+        )
+
+    async def _leave_cache(self, context: Context) -> None:
+        """Leaves what the LLM has read to the next stream."""
+        if not self._link.replica_id:
+            return
+        cache = Cache(
+            self._link.replica_id, context.branch, context.size, digest=self._record.digest()
+        )
+        try:
+            await self._store.put_cache(self._session.session_id, self._stream_id, cache)
+            self._left_cache = True
+        except StatusError as failure:
+            log.warning("the next stream has to read everything again", error=str(failure))
 
     async def _on_event(self, event: _Event, answering: Answering) -> None:
         match event:
@@ -392,6 +516,7 @@ class Conversation:
 
     async def _on_floor(self, events: list[FloorEvent], answering: Answering) -> None:
         for event in events:
+            self._decisions.note(event, self.floor.last.end)
             match event.what:
                 case Happened.SPEECH_STARTED:
                     self._paused_at = None
@@ -415,10 +540,12 @@ class Conversation:
                 case Happened.TURN_ENDED | Happened.TURN_TOO_LONG:
                     await self.end_turn(event, answering)
                 case Happened.BARGE_IN:
-                    metrics.BARGE_INS.inc()
                     await self._commands.give_up_waiting("the user spoke")
-                    await answering.stop("the user spoke")
-                    await self.open_turn(self.floor.turn_start, answering)
+                    since = self._listener.arrival(event.start)
+                    await answering.stop("the user spoke", since=since)
+                    turn = await self.open_turn(self.floor.turn_start, answering)
+                    if turn is not None:
+                        turn.took_floor = True
                     await self._commands.go_on(answering)
                 case Happened.BACK_CHANNEL:
                     await self.stop_listening_over_answer()
@@ -433,6 +560,10 @@ class Conversation:
             raise error
         await answering.ended(answer, error)
         await self.give_floor_back(answering)
+        if self.turn is None and answering.unheard is None:
+            # Nobody will ask for the words of a turn that was answered.
+            overlaps = self.floor.state is FloorState.OVERLAP
+            self._listener.need_from(self.floor.turn_start if overlaps else self.floor.last.end)
         self._in_background(self._branches.main.sync())
         await self._commands.go_on(answering)
 
@@ -459,6 +590,7 @@ class Conversation:
         if unheard is not None and unheard.spoken is not None and goes_on:
             # Its words were not even known: it goes on as if it had not ended.
             self.turn, answering.unheard = unheard.spoken, None
+            self.turn.trace = self._traces.begin(self._listener.arrival(start))
         else:
             self.turn = self.new_turn(start, answering)
         self._listener.need_from(self.turn.start)
@@ -481,16 +613,27 @@ class Conversation:
             else:
                 await self._store.clear_embeddings(self._session.session_id)
         self._may_resume_speech = False
-        self.turn.speech.append(await self._listen_closely(start))
+        with tracing.within(self.turn.trace):
+            self.turn.speech.append(await self._listen_closely(start))
         return self.turn
 
-    def new_turn(self, start: int, answering: Answering) -> UserTurn:
-        """A turn; it goes on with the one before, if nothing was heard of its answer."""
+    def new_turn(self, start: int, answering: Answering, *, began: float | None = None) -> UserTurn:
+        """A turn; it goes on with the one before, if nothing was heard of its answer.
+
+        Args:
+            start: where it began in the user's audio, in samples at 16 kHz.
+            answering: gives the answers.
+            began: when (monotonic seconds); by default when the audio there came.
+        """
         unheard = answering.unheard
         if unheard is None or unheard.user is None or unheard.spoken is None:
             busy = answering.current is not None
-            return UserTurn(start, checkpoint=None if busy else len(self._branches.main))
-        return UserTurn(start, carried=unheard.user.text, checkpoint=unheard.spoken.checkpoint)
+            turn = UserTurn(start, checkpoint=None if busy else len(self._branches.main))
+        else:
+            carried, checkpoint = unheard.user.text, unheard.spoken.checkpoint
+            turn = UserTurn(start, carried=carried, checkpoint=checkpoint)
+        turn.trace = self._traces.begin(self._listener.arrival(start) if began is None else began)
+        return turn
 
     async def drop_turn(self, answering: Answering) -> None:
         """The turn that is open, if there is one, is forgotten."""
@@ -498,6 +641,7 @@ class Conversation:
             return
         turn, self.turn = self.turn, None
         turn.cancel()
+        traces.end(turn.trace, "cancelled")
         if self.aligned:
             await self._drop_speech()
         await answering.forget(turn)
@@ -533,8 +677,20 @@ class Conversation:
         if turn is None:
             await self.give_floor_back(answering)
             return
+        with tracing.within(turn.trace):
+            await self._hand_over(turn, event, answering, request)
+
+    async def _hand_over(
+        self, turn: UserTurn, event: FloorEvent, answering: Answering, request: Request | None
+    ) -> None:
+        """A turn that has ended goes to whoever answers it, or writes it down."""
+        waits = self.chosen.turn_detection.waits
         spoken_at = self._listener.arrival(event.end) if request is None else request.arrived
-        request_id = "" if request is None else request.message.request_id
+        request_id = ""
+        if request is not None:
+            request_id = request.message.request_id
+            self._decisions.client_ended()
+            turn.ended_by_client = True
         waterfall = Waterfall(spoken_at)
         waterfall.add("endpointing", spoken_at)
         await self._responses.event(
@@ -622,8 +778,9 @@ class Conversation:
         if context is self._branches.main:
             await answering.speech_goes_on()
         context.add([items.embeddings(matrix)])
-        self._in_background(context.sync())
         turn, speech = self.turn, self._speech
+        with tracing.within(turn.trace if turn is not None else tracing.NONE):
+            self._in_background(context.sync())
         words = turn.heard_words() if turn is not None else speech.text if speech else ""
         await self._store.push_embeddings(self._session.session_id, matrix.data, words)
         if turn is not None:
@@ -638,7 +795,8 @@ class Conversation:
         if self.chosen.turn_detection.waits:
             return
         if self._has_heard(paused_at) and answering.expect_answer():
-            self._in_background(self._branches.main.sync())
+            with tracing.within(turn.trace):
+                self._in_background(self._branches.main.sync())
 
     def _has_heard(self, end: int) -> bool:
         """Whether the LLM has been given all that was said before a pause that began at `end`."""
@@ -679,6 +837,14 @@ class Conversation:
         return common_pb2.FloatMatrix(data=rows, rows=len(rows) // (4 * width), columns=width)
 
     # --- small things
+
+    def _goes_on(self, answering: Answering) -> metrics.SessionState:
+        if self.floor.state is FloorState.USER:
+            return "listening"
+        if answering.current is None:
+            return "idle"
+        utterance = answering.current.utterance
+        return "speaking" if utterance is not None and utterance.audible else "thinking"
 
     def read_soon(self) -> None:
         """The LLM reads what it has not read, while nobody waits for it."""

@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import grpc
+import structlog
 
-from minmo.rpc import metrics
-from minmo.rpc.errors import StatusError, error, parse
+from minmo.rpc import metrics, tracing
+from minmo.rpc.errors import DRAINING, StatusError, error, parse
 from minmo.rpc.metadata import call_metadata
 from minmo.v1 import llm_pb2
 from minmo.v1.llm_pb2_grpc import LlmServiceStub
 
 if TYPE_CHECKING:
     from minmo.v1.llm_pb2_grpc import LlmServiceAsyncStub
+
+log = structlog.get_logger()
+
+MOVED = "MOVED"
+"""Reason of operations that ran on a replica that stops: another one can carry them out at once."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -40,27 +47,60 @@ _Answers = asyncio.Queue[llm_pb2.RunResponse | LlmError]
 """Bounded by what an operation may answer: its tokens and one last word."""
 
 
+@dataclass(eq=False)
+class _Stream:
+    """One call of `Run`.
+
+    Attributes:
+        replica_id: the replica that answered last, on this stream or the one before.
+        requests: to be sent.
+        pending: where answers go, by the operation's id.
+        reader: sends and reads; done once the call has ended.
+    """
+
+    replica_id: str
+    requests: asyncio.Queue[llm_pb2.RunRequest] = field(
+        default_factory=lambda: asyncio.Queue(maxsize=256)
+    )
+    pending: dict[str, _Answers] = field(default_factory=dict)
+    reader: asyncio.Task[None] | None = None
+
+
 class Link:
-    """One stream of operations to the LLM service; the next operation opens a lost one again.
+    """A stream of operations to the LLM service; the next operation opens a lost one again.
 
     Args:
         channel: to the LLM service.
-        session_id: names the session's cache.
+        session_id: names the session's cache, and which replica has it.
         deadline_seconds: longest wait for the next answer of an operation.
+        on_moved: told when the replica has ended the stream because it stops: the cache, which it
+            had, is to be built elsewhere.
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, session_id: str, *, deadline_seconds: float
+        self,
+        channel: grpc.aio.Channel,
+        session_id: str,
+        *,
+        deadline_seconds: float,
+        on_moved: Callable[[], None] = lambda: None,
     ) -> None:
         self._stub: LlmServiceAsyncStub = LlmServiceStub(channel)
         self._session_id = session_id
         self._deadline = deadline_seconds
+        self._on_moved = on_moved
         self._ids = itertools.count(1)
         self._prefix = f"{time.time_ns():x}"
-        self._pending: dict[str, _Answers] = {}
-        self._requests: asyncio.Queue[llm_pb2.RunRequest] | None = None
-        self._reader: asyncio.Task[None] | None = None
-        self.replica_id = ""
+        self._stream: _Stream | None = None
+        self._ending: set[_Stream] = set()
+        self._closed = False
+        self.moves = 0
+        """How often a replica has sent the session away."""
+
+    @property
+    def replica_id(self) -> str:
+        """The replica that answered last; empty before one has."""
+        return "" if self._stream is None else self._stream.replica_id
 
     def new_operation_id(self) -> str:
         """An id that no operation of this session has had."""
@@ -71,14 +111,16 @@ class Link:
         give_up = time.monotonic() + self._deadline
         while True:
             try:
-                return await self._stub.GetModel(
-                    llm_pb2.GetModelRequest(),
-                    timeout=self._deadline,
-                    wait_for_ready=True,
-                    metadata=call_metadata(self._session_id),
-                )
+                with metrics.timed(metrics.HOP_LLM.labels("get_model")):
+                    return await self._stub.GetModel(
+                        llm_pb2.GetModelRequest(),
+                        timeout=self._deadline,
+                        wait_for_ready=True,
+                        metadata=call_metadata(self._session_id),
+                    )
             except grpc.RpcError as failure:
                 status = parse(failure)
+                metrics.count_hop_error("llm", status.code)
                 retried = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
                 if status.code not in retried or time.monotonic() > give_up:
                     raise status from None
@@ -95,70 +137,102 @@ class Link:
         return Operation(self, request, self._deadline)
 
     @asynccontextmanager
-    async def answers_of(self, request: llm_pb2.RunRequest) -> AsyncIterator[_Answers]:
-        """Sends an operation and gathers its answers."""
+    async def answers_of(
+        self, request: llm_pb2.RunRequest
+    ) -> AsyncIterator[tuple[_Answers, _Stream]]:
+        """Sends an operation; its answers, and the stream on which it runs."""
+        stream = self._open_stream()
         answers: _Answers = asyncio.Queue()
-        self._pending[request.operation_id] = answers
+        stream.pending[request.operation_id] = answers
         try:
-            await self._send(request)
-            yield answers
+            await self._send(stream, request)
+            yield answers, stream
         finally:
-            self._pending.pop(request.operation_id, None)
+            stream.pending.pop(request.operation_id, None)
 
-    async def send_cancel(self, request: llm_pb2.RunRequest) -> None:
+    async def send_cancel(self, request: llm_pb2.RunRequest, stream: _Stream) -> None:
         """Asks to stop an operation; its own last answer says when it has."""
         await self._send(
+            stream,
             llm_pb2.RunRequest(
                 operation_id=self.new_operation_id(),
                 session_id=self._session_id,
                 branch=request.branch,
                 epoch=request.epoch,
                 cancel=llm_pb2.Cancel(operation_id=request.operation_id),
-            )
+            ),
         )
 
-    async def close(self) -> None:
-        """Ends the stream, which cancels what runs."""
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
-            self._reader = None
+    def leave(self) -> None:
+        """Ends the stream: what runs on it fails, and the next operation may find another replica.
 
-    async def _send(self, request: llm_pb2.RunRequest) -> None:
-        if self._reader is None or self._reader.done() or self._requests is None:
-            self._requests = asyncio.Queue(maxsize=256)
-            self._reader = asyncio.create_task(self._read(self._requests))
+        For a replica that answers but has lost what is behind it.
+        """
+        stream, self._stream = self._stream, None
+        if stream is not None and stream.reader is not None:
+            self._ending.add(stream)
+            stream.reader.add_done_callback(lambda _: self._ending.discard(stream))
+            stream.reader.cancel()
+
+    async def close(self) -> None:
+        """Ends the stream, which cancels what runs; no other is opened."""
+        self._closed = True
+        self.leave()
+        readers = [stream.reader for stream in self._ending if stream.reader is not None]
+        await asyncio.gather(*readers, return_exceptions=True)
+
+    def _open_stream(self) -> _Stream:
+        if self._closed:
+            # Work that goes on after its conversation would keep a stream for ever.
+            raise LlmError("CLOSED", "the conversation has ended", 1)
+        stream = self._stream
+        if stream is None or stream.reader is None or stream.reader.done():
+            stream = self._stream = _Stream(replica_id=self.replica_id)
+            stream.reader = asyncio.create_task(self._read(stream))
+        return stream
+
+    async def _send(self, stream: _Stream, request: llm_pb2.RunRequest) -> None:
         try:
-            await asyncio.wait_for(self._requests.put(request), self._deadline)
+            await asyncio.wait_for(stream.requests.put(request), self._deadline)
         except TimeoutError:
             raise LlmError("LINK", "the LLM service takes no operations", 14) from None
 
-    async def _read(self, requests: asyncio.Queue[llm_pb2.RunRequest]) -> None:
+    async def _read(self, stream: _Stream) -> None:
         async def outgoing() -> AsyncIterator[llm_pb2.RunRequest]:
             while True:
-                yield await requests.get()
+                yield await stream.requests.get()
 
         call = self._stub.Run(outgoing(), metadata=call_metadata(self._session_id))
         failure = LlmError("LINK", "the LLM service ended the stream", 14)
         try:
             async for response in call:
-                self.replica_id = response.replica_id or self.replica_id
-                answers = self._pending.get(response.operation_id)
+                stream.replica_id = response.replica_id or stream.replica_id
+                answers = stream.pending.get(response.operation_id)
                 if answers is None:
                     continue
                 if response.WhichOneof("event") == "error":
                     refused = response.error
-                    answers.put_nowait(LlmError(refused.reason, refused.message, refused.code))
+                    failed = LlmError(refused.reason, refused.message, refused.code)
+                    metrics.count_hop_error("llm", failed.code)
+                    answers.put_nowait(failed)
                 else:
                     answers.put_nowait(response)
         except grpc.RpcError as lost:
             status = parse(lost)
-            metrics.UPSTREAM_ERRORS.labels("llm", status.code.name).inc()
-            failure = LlmError("LINK", str(status), status.code.value[0])
+            reason = "LINK"
+            if status.reason == DRAINING:
+                log.info("the LLM's replica stops, the session moves")
+                reason = MOVED
+                self.moves += 1
+            else:
+                metrics.count_hop_error("llm", status.code)
+            failure = LlmError(reason, str(status), status.code.value[0])
         finally:
             call.cancel()
-            for answers in self._pending.values():
+            for answers in stream.pending.values():
                 answers.put_nowait(failure)
+        if failure.reason == MOVED:
+            self._on_moved()
 
 
 class Operation:
@@ -174,12 +248,22 @@ class Operation:
         self._deadline = deadline_seconds
         self._exit = AsyncExitStack()
         self._answers: _Answers | None = None
+        self._stream: _Stream | None = None
+        self._began: float | None = None
+        self._span = tracing.NONE
 
     async def __aenter__(self) -> Operation:
-        self._answers = await self._exit.enter_async_context(self._link.answers_of(self._request))
+        self._began = time.monotonic()
+        kind = self._request.WhichOneof("operation")
+        self._span = tracing.begin(f"llm.{kind}", kind="client")
+        self._request.traceparent = self._span.traceparent
+        self._answers, self._stream = await self._exit.enter_async_context(
+            self._link.answers_of(self._request)
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._span.end()
         await self._exit.aclose()
 
     async def answer(self) -> llm_pb2.RunResponse:
@@ -192,12 +276,19 @@ class Operation:
                 "LINK", f"the LLM has not answered for {self._deadline:g} s", 4
             ) from None
         if isinstance(answer, LlmError):
+            self._span.end(failure=answer.reason)
             raise answer
+        if self._began is not None:
+            self._span.event("first_answer")
+            kind = str(self._request.WhichOneof("operation"))
+            metrics.HOP_LLM.labels(kind).observe(time.monotonic() - self._began)
+            self._began = None
         return answer
 
     async def stop(self) -> llm_pb2.RunResponse:
         """Stops a generation; returns its last answer."""
-        await self._link.send_cancel(self._request)
+        assert self._stream is not None, "an operation is stopped within its context"
+        await self._link.send_cancel(self._request, self._stream)
         while True:
             answer = await self.answer()
             if not answer.HasField("token"):

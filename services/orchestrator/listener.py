@@ -2,7 +2,8 @@
 
 The latest audio is kept in memory. When the encoder is lost, the next one gets it again from the
 start of what is still needed (the user's open turn), at the same positions, and unanswered
-questions are asked again.
+questions are asked again. An encoder that stops ends the stream between two segments: the next one
+goes on without anybody being told.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from typing import TYPE_CHECKING
 import grpc
 import structlog
 
-from minmo.rpc import metrics
-from minmo.rpc.errors import StatusError, parse, unavailable
+from minmo.rpc import metrics, tracing
+from minmo.rpc.errors import DRAINING, StatusError, parse, status_of, unavailable
 from minmo.rpc.metadata import call_metadata
 from minmo.v1 import common_pb2, encoder_pb2
 from minmo.v1.encoder_pb2_grpc import EncoderServiceStub
-from services.orchestrator.retry import LOST, back_off
+from services.orchestrator.retry import LOST, Outage
 from services.orchestrator.turn_taking import SAMPLE_RATE_HZ, Activity, samples
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class _Segment:
 
     segment_id: int
     start: int
+    traceparent: str = ""
     end: int | None = None
     received: int = 0
     before: str = ""
@@ -136,7 +138,9 @@ class _Segment:
 class _Question:
     start: int
     end: int
+    traceparent: str = ""
     answer: asyncio.Future[Transcript] = field(default_factory=asyncio.Future)
+    asked: float = field(default_factory=time.monotonic)
 
 
 class Listener:
@@ -177,7 +181,9 @@ class Listener:
         self._progress = time.monotonic()
         self._heard_until = 0
         self._unanswered = 0
+        self._ended_segment = 0.0
         self._caught_up = asyncio.Event()
+        self._outage = Outage(deadline_seconds, self._tell)
 
     @property
     def position(self) -> int:
@@ -228,24 +234,27 @@ class Listener:
 
     async def transcribe(self, start: int, end: int) -> Transcript:
         """The words between two positions. UNAVAILABLE if no encoder can be had in time."""
-        question_id = next(self._ids)
-        question = _Question(start, end)
+        question_id, seconds = next(self._ids), (end - start) / SAMPLE_RATE_HZ
+        span = tracing.begin("encoder.recognise", kind="client", seconds=seconds)
+        question = _Question(start, end, span.traceparent)
         await self._send(_recognise(question_id, question))
         self._questions[question_id] = question
         try:
             return await asyncio.wait_for(asyncio.shield(question.answer), self._deadline)
         except TimeoutError:
+            span.end(failure="UNAVAILABLE")
             raise unavailable(
-                f"the encoder did not recognise {(end - start) / SAMPLE_RATE_HZ:.1f} s of speech "
-                f"within {self._deadline:g} s"
+                f"the encoder did not recognise {seconds:.1f} s of speech within "
+                f"{self._deadline:g} s"
             ) from None
         finally:
+            span.end()
             self._questions.pop(question_id, None)
 
     async def start_segment(self, start: int) -> int:
         """Asks for the speech embeddings from `start` on; returns the segment's id."""
         await self.drop_segment()
-        segment = _Segment(next(self._ids), max(start, 0))
+        segment = _Segment(next(self._ids), max(start, 0), tracing.traceparent())
         await self._send(_start_embedding(segment))
         self._segment = segment
         return segment.segment_id
@@ -257,6 +266,7 @@ class Listener:
             end = max(end, segment.start)
             await self._send(_end_embedding(segment, end))
             segment.end = end
+            self._ended_segment = time.monotonic()
 
     async def drop_segment(self) -> None:
         """Drops the open segment, if there is one."""
@@ -267,26 +277,25 @@ class Listener:
 
     async def run(self) -> None:
         """Keeps a stream to an encoder until cancelled. Ends after `Failed` was told."""
-        lost_since: float | None = None
-        attempts = 0
         while True:
-            status = await self._stream(told_lost=lost_since is not None)
-            metrics.UPSTREAM_ERRORS.labels("encoder", status.code.name).inc()
+            began = time.monotonic()
+            status = await self._stream()
+            if status.reason != DRAINING:
+                metrics.count_hop_error("encoder", status.code)
             if status.code not in LOST:
                 await self._give_up(status)
                 return
-            now = time.monotonic()
-            if lost_since is None or self._progress > lost_since:
-                lost_since, attempts = now, 0
-                await self._on_heard(Lost(str(status)))
-            elif now - lost_since > self._deadline:
+            log.info("the encoder is left", reason=status.reason, error=str(status))
+            if status.reason == DRAINING and self._progress > began:
+                continue
+            if not await self._outage.wait(str(status)):
                 await self._give_up(
                     unavailable(f"no encoder answered within {self._deadline:g} s: {status}")
                 )
                 return
-            log.warning("encoder lost", error=str(status), attempts=attempts)
-            await back_off(attempts)
-            attempts += 1
+
+    async def _tell(self, problem: str) -> None:
+        await self._on_heard(Lost(problem) if problem else Found())
 
     async def _give_up(self, error: StatusError) -> None:
         for question in self._questions.values():
@@ -295,7 +304,7 @@ class Listener:
                 question.answer.exception()  # marked as seen: nobody may be waiting any more
         await self._on_heard(Failed(error))
 
-    async def _stream(self, *, told_lost: bool) -> StatusError:
+    async def _stream(self) -> StatusError:
         """Serves one stream to its end, and says why it ended."""
         # A stream that was lost may still wait for a message: it must not get one of this stream.
         before, self._outbox = self._outbox, asyncio.Queue(_FEED_LIMIT)
@@ -303,15 +312,17 @@ class Listener:
             before.get_nowait()
         before.put_nowait(None)
         requests = self._requests(self._replay(), self._outbox)
+        began = time.monotonic()
         call = self._stub.Encode(requests, metadata=call_metadata(self._session))
         try:
             async for response in _with_deadline(call, self._deadline, self._is_waiting):
                 self._progress = time.monotonic()
                 kind = response.WhichOneof("message")
                 if kind == "ready":
-                    if told_lost:
-                        await self._on_heard(Found())
+                    metrics.HOP_ENCODER.labels("open").observe(self._progress - began)
+                    await self._outage.over()
                 elif kind == "activity":
+                    self._time_frame(since=began)
                     self._heard_until = response.activity.end_sample
                     self._unanswered = max(0, self._unanswered - 1)
                     await self._on_heard(_activity(response.activity))
@@ -329,6 +340,13 @@ class Listener:
             call.cancel()
         return unavailable("the encoder ended the stream")
 
+    def _time_frame(self, since: float) -> None:
+        """Records how long the encoder took to answer to audio, if it came `since` then."""
+        if 0 < self._unanswered <= len(self._arrivals):
+            arrived = self._arrivals[-self._unanswered][1]
+            if arrived >= since:
+                _observe("frame", arrived)
+
     def _is_waiting(self) -> bool:
         """Whether an answer is due."""
         return self._unanswered > 0 or bool(self._questions)
@@ -336,6 +354,9 @@ class Listener:
     def _replay(self) -> list[encoder_pb2.EncodeRequest]:
         start = max(0, min(self._needed_from, self._heard_until) - samples(_PREROLL_MS))
         chunks = [chunk for chunk in self._chunks if chunk.end > start]
+        if chunks and chunks[0].start > start:
+            gone = chunks[0].start - start
+            metrics.count_lost_input("too_old", gone / SAMPLE_RATE_HZ)
         self._unanswered = len(chunks)
         if not chunks:
             self._caught_up.set()
@@ -383,6 +404,7 @@ class Listener:
     def _answered(self, transcript: encoder_pb2.SegmentTranscript) -> None:
         question = self._questions.get(transcript.segment_id)
         if question is not None and not question.answer.done():
+            _observe("transcript", question.asked)
             question.answer.set_result(
                 Transcript(
                     transcript.start_sample,
@@ -404,6 +426,7 @@ class Listener:
             segment.received, segment.text = received, part.text.strip()
             segment.heard_until = max(segment.heard_until, part.end_sample)
         if part.final:
+            _observe("embeddings", self._ended_segment)
             self._segment = None
         await self._on_heard(
             Embeddings(
@@ -432,11 +455,15 @@ async def _with_deadline(
                 answer.cancel()
         response = answer.result()
         if not isinstance(response, encoder_pb2.EncodeResponse):
-            code, details = await call.code(), await call.details()
-            if code is not grpc.StatusCode.OK:
-                raise StatusError(code, details or "")
+            status = await status_of(call)
+            if status.code is not grpc.StatusCode.OK:
+                raise status
             return
         yield response
+
+
+def _observe(call: metrics.EncoderCall, asked: float) -> None:
+    metrics.HOP_ENCODER.labels(call).observe(time.monotonic() - asked)
 
 
 def _rows_from(matrix: common_pb2.FloatMatrix, first: int) -> common_pb2.FloatMatrix:
@@ -464,7 +491,10 @@ def _audio(data: bytes) -> encoder_pb2.EncodeRequest:
 def _recognise(key: int, question: _Question) -> encoder_pb2.EncodeRequest:
     return encoder_pb2.EncodeRequest(
         recognize=encoder_pb2.Recognize(
-            segment_id=key, start_sample=question.start, end_sample=question.end
+            segment_id=key,
+            start_sample=question.start,
+            end_sample=question.end,
+            traceparent=question.traceparent,
         )
     )
 
@@ -472,7 +502,9 @@ def _recognise(key: int, question: _Question) -> encoder_pb2.EncodeRequest:
 def _start_embedding(segment: _Segment) -> encoder_pb2.EncodeRequest:
     return encoder_pb2.EncodeRequest(
         start_embedding=encoder_pb2.StartEmbedding(
-            segment_id=segment.segment_id, start_sample=segment.start
+            segment_id=segment.segment_id,
+            start_sample=segment.start,
+            traceparent=segment.traceparent,
         )
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Final
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, Self
 
 from minmo.rpc.errors import invalid_argument
 from minmo.settings import OrchestratorSettings
@@ -75,6 +76,17 @@ class Wishes:
     max_tokens: int = 0
     tool_choice: ToolChoice | None = None
     text_only: bool = False
+
+    def to_json(self) -> str:
+        """What the store keeps; empty if nothing is wished."""
+        return "" if self == Wishes() else json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, stored: str) -> Self:
+        """What the store kept."""
+        values: dict[str, Any] = json.loads(stored) if stored else {}
+        choice = values.pop("tool_choice", None)
+        return cls(**values, tool_choice=None if choice is None else ToolChoice(**choice))
 
     def applied_to(self, manner: Manner) -> Manner:
         """How this answer is made."""

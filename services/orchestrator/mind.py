@@ -3,28 +3,34 @@
 `Context` is one branch of the session: the list of all that the LLM has read, and how much of it is
 in the cache. Content is added to the list first and read by `sync`; so when a cache is lost
 (another replica, a restart), the same `sync` reads everything again, and nobody else needs to know.
+
+A stream that ends because its process stops leaves the cache as it is; the next one, which finds
+the same replica, goes on with it (`resume`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import structlog
 
 from minmo.rpc.errors import aborted, unavailable
 from minmo.v1 import llm_pb2
 from services.orchestrator.items import Item, token
-from services.orchestrator.link import Link, LlmError, Operation
-from services.orchestrator.retry import back_off
+from services.orchestrator.link import MOVED, Link, LlmError, Operation
+from services.orchestrator.retry import Outage
 
 log = structlog.get_logger()
 
-_LOST = {"UPSTREAM", "CACHE_LOST", "WRONG_POSITION", "NO_SLOT", "BUSY", "CANCELLED", "LINK"}
+_LOST = {
+    *("UPSTREAM", "CACHE_LOST", "WRONG_POSITION", "NO_SLOT", "BUSY", "CANCELLED", "LINK"),
+    MOVED,
+}
 """Reasons after which reading everything again, a little later, can succeed."""
 _MESSAGE_BYTES = 1_000_000
 _CANCEL_SECONDS = 2.0
@@ -85,7 +91,18 @@ class Context:
         self._read = 0
         self._position = 0
         self._clean = True
+        self._moves = link.moves
         self._lock = asyncio.Lock()
+
+    @property
+    def branch(self) -> str:
+        """Name of the branch."""
+        return self._branch
+
+    @property
+    def is_read(self) -> bool:
+        """Whether everything has been read, and nothing is under way."""
+        return self._here() and self._read == len(self._items) and not self._lock.locked()
 
     @property
     def size(self) -> int:
@@ -104,6 +121,16 @@ class Context:
         """Puts other content in the place of everything; the cache is built anew by `sync`."""
         self._items = list(items)
         self._forget()
+
+    def resume(self, items: Iterable[Item], position: int) -> None:
+        """Takes a cache as it is found: `items` have been read, and end at `position`.
+
+        Where that is not so any more, the LLM says it, and they are read again.
+        """
+        self._items = list(items)
+        self._read, self._position, self._clean = len(self._items), position, True
+        # What it read may have been other tokens of the same text.
+        self._items[0].size += position - self.size
 
     async def rewrite(self, items: Iterable[Item], *, keep_from: int) -> None:
         """Puts other content in the place of the items before `keep_from`; as `replace`."""
@@ -143,6 +170,9 @@ class Context:
         """
         other = self._other(branch)
         other._items = list(self._items[:length])
+        if not self._here():
+            other._forget()
+            return other
         read = min(length, self._read)
         position = sum(item.size for item in other._items[:read])
         try:
@@ -178,7 +208,7 @@ class Context:
         await self.sync()
         async with self._lock:
             made = 0
-            outage = _Outage(self._recovery_seconds, self._on_outage)
+            search = _Search(self._recovery_seconds, self._on_outage)
             while made < max_tokens:
                 try:
                     await self._sync()
@@ -186,14 +216,14 @@ class Context:
                     # Closing it here stops the LLM with the answer, not when it is collected.
                     async with aclosing(answers):
                         async for answer in answers:
-                            await outage.over()
+                            await search.over()
                             answer.index = made
                             made += 1
                             yield answer
                     return
                 except LlmError as failure:
-                    self._forget()
-                    await outage.wait(failure)
+                    self._lose(failure)
+                    await search.wait(failure)
 
     async def _generate(
         self, max_tokens: int, sampling: Sampling, hidden_states: bool
@@ -245,7 +275,19 @@ class Context:
             self._position += self._items[self._read].size
             self._read += 1
 
+    def _here(self) -> bool:
+        """Whether the replica that had the cache has not sent the session away."""
+        return self._moves == self._link.moves
+
+    def _lose(self, failure: LlmError) -> None:
+        """Forgets the cache, and a replica that cannot carry operations out any more."""
+        self._forget()
+        if failure.reason == "UPSTREAM" or failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            self._link.leave()
+
     async def _sync(self) -> None:
+        if not self._here():
+            self._forget()
         if not self._clean:
             await self._start_anew()
         while self._read < len(self._items):
@@ -283,6 +325,8 @@ class Context:
         return batch
 
     async def _truncate(self, length: int) -> None:
+        if not self._here():
+            self._forget()
         if length >= self._read:
             return
         position = sum(item.size for item in self._items[:length])
@@ -304,17 +348,18 @@ class Context:
     def _forget(self) -> None:
         self._read = self._position = 0
         self._clean = False
+        self._moves = self._link.moves
 
     async def _recovering(self, work: Callable[[], Awaitable[None]]) -> None:
-        outage = _Outage(self._recovery_seconds, self._on_outage)
+        search = _Search(self._recovery_seconds, self._on_outage)
         while True:
             try:
                 await work()
-                await outage.over()
+                await search.over()
                 return
             except LlmError as failure:
-                self._forget()
-                await outage.wait(failure)
+                self._lose(failure)
+                await search.wait(failure)
 
     def _request(
         self,
@@ -342,17 +387,21 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
 
     An operation whose answer nobody awaits would leave it open what is in the cache.
     """
-    await asyncio.shield(asyncio.create_task(work))
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        # Nobody asks any more how it ends.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        raise
 
 
-class _Outage:
-    """Waits between tries to reach the LLM, and gives up in the end."""
+class _Search:
+    """Looks for the LLM again, and gives up in the end."""
 
     def __init__(self, seconds: float, on_outage: Callable[[bool], Awaitable[None]]) -> None:
         self._seconds = seconds
-        self._on_outage = on_outage
-        self._since: float | None = None
-        self._tries = 0
+        self._outage = Outage(seconds, lambda problem: on_outage(bool(problem)))
 
     async def wait(self, failure: LlmError) -> None:
         """Waits before the next try; raises StatusError when there should be none."""
@@ -362,22 +411,13 @@ class _Outage:
             )
         if failure.reason not in _LOST:
             raise failure.to_status()
-        now = time.monotonic()
-        if self._since is None:
-            self._since = now
-            log.warning("LLM lost", reason=failure.reason, error=str(failure))
-            await self._on_outage(True)
-        elif now - self._since > self._seconds:
+        log.info("the LLM's cache is built again", reason=failure.reason, error=str(failure))
+        if not await self._outage.wait(str(failure)):
             raise unavailable(
                 f"the LLM could not be had within {self._seconds:g} s: {failure}",
                 reason="LLM_UNAVAILABLE",
             )
-        await back_off(self._tries)
-        self._tries += 1
 
     async def over(self) -> None:
         """The LLM answered."""
-        if self._since is not None:
-            self._since = None
-            self._tries = 0
-            await self._on_outage(False)
+        await self._outage.over()

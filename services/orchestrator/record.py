@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from dataclasses import replace
 
@@ -85,10 +87,15 @@ class Record:
         text = self.system_text if system_text is None else system_text
         return history.prompt(text, turns, limit=limit)
 
+    def digest(self) -> str:
+        """Tells histories apart, as the LLM reads them."""
+        told = [(turn.role, turn.text, turn.outcome, turn.call_arguments) for turn in self._turns]
+        return hashlib.sha256(json.dumps([self.system_text, told]).encode()).hexdigest()[:32]
+
     async def close_open_answer(self) -> StoredTurn | None:
         """Ends an answer that the stream before left open; returns a question without answer.
 
-        A question that waits until the client asks for an answer is none.
+        A question, or what a tool returned, that waits until the client asks for an answer is none.
         """
         for unfinished in [turn for turn in self._turns if turn.outcome == "open"]:
             if unfinished.text:
@@ -96,7 +103,9 @@ class Record:
             else:
                 await self.drop(unfinished)
         last = self._turns[-1] if self._turns else None
-        return last if last is not None and last.role == "user" and not last.waits else None
+        if last is None or last.waits or last.role not in ("user", "tool"):
+            return None
+        return last
 
     async def put(self, turn: StoredTurn) -> None:
         """Writes a turn, new or changed. Raises StatusError: ABORTED, UNAVAILABLE."""

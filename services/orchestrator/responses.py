@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Sequence
 
+from minmo.rpc import metrics, tracing
 from minmo.rpc.errors import StatusError
 from minmo.rpc.queues import BoundedStream, StreamClosedError
 from minmo.v1 import conversation_pb2
@@ -35,16 +38,32 @@ class Responses:
     def __init__(self, out: BoundedStream[ConverseResponse], outgoing: Outgoing) -> None:
         self._out = out
         self._outgoing = outgoing
-        self._lost: set[str] = set()
+        self._lost: dict[str, float] = {}
         self.position = 0
         """Where in the user's audio we are, in samples at 16 kHz: events carry it."""
 
-    async def ready(self, session_id: str, turn_count: int, mode: str) -> None:
+    @property
+    def are_read(self) -> bool:
+        """Whether the client's transport has taken everything."""
+        return not len(self._out)
+
+    async def ready(
+        self, session_id: str, turn_count: int, mode: str, voices: Sequence[str]
+    ) -> None:
         """The stream has its session."""
         ready = conversation_pb2.ConverseReady(
-            session_id=session_id, resumed=turn_count > 0, turn_count=turn_count, mode=mode
+            session_id=session_id,
+            resumed=turn_count > 0,
+            turn_count=turn_count,
+            mode=mode,
+            voices=voices,
+            keeps_audio=False,
         )
         await self._out.put(ConverseResponse(ready=ready))
+
+    async def moving(self, moving: conversation_pb2.Moving) -> None:
+        """Another server should go on."""
+        await self._out.put(ConverseResponse(moving=moving))
 
     async def event(
         self,
@@ -65,7 +84,9 @@ class Responses:
             detail=detail,
             read_count=read_count,
         )
-        await self._out.put(ConverseResponse(event=event, request_id=request_id))
+        await self._out.put(
+            ConverseResponse(event=event, request_id=request_id, traceparent=tracing.traceparent())
+        )
 
     async def user_text(
         self, turn_index: int, text: str, *, final: bool, request_id: str = ""
@@ -123,10 +144,16 @@ class Responses:
         deleted = conversation_pb2.TurnDeleted(turn_index=index)
         await self._out.put(ConverseResponse(turn_deleted=deleted, request_id=request_id))
 
+    async def turn_changed(self, turn: StoredTurn, utterance_id: str) -> None:
+        """Something else was heard of a turn than it seemed."""
+        changed = conversation_pb2.TurnChanged(turn=protos.turn(turn), utterance_id=utterance_id)
+        await self._out.put(ConverseResponse(turn_changed=changed))
+
     async def refused(
         self, reason: str, message: str, *, field: str = "", request_id: str = ""
     ) -> None:
         """A request was not carried out, and nothing has changed."""
+        metrics.REQUESTS_REFUSED.labels(reason).inc()
         refused = conversation_pb2.Refused(reason=reason, message=message, field=field)
         await self._out.put(ConverseResponse(refused=refused, request_id=request_id))
 
@@ -135,10 +162,12 @@ class Responses:
         if lost == (service in self._lost):
             return
         if lost:
-            self._lost.add(service)
+            self._lost[service] = time.monotonic()
+            metrics.OUTAGES.labels(service).inc()
             kind = TurnEventKind.TURN_EVENT_KIND_RECOVERING
         else:
-            self._lost.discard(service)
+            duration = time.monotonic() - self._lost.pop(service)
+            metrics.OUTAGE_DURATION.labels(service).observe(duration)
             kind = TurnEventKind.TURN_EVENT_KIND_RECOVERED
         # What has begun goes on to its end when the client has gone: there is nobody to tell.
         with contextlib.suppress(StreamClosedError):
@@ -176,4 +205,8 @@ class Responses:
             )
             report.voice_compute_ms = utterance.voice_compute_ms
             report.generate_ms = utterance.generate_seconds * 1000
-        await self._out.put(ConverseResponse(report=report, request_id=request_id))
+        await self._out.put(
+            ConverseResponse(
+                report=report, request_id=request_id, traceparent=tracing.traceparent()
+            )
+        )

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import grpc
 import structlog
 
+from minmo.rpc import metrics, tracing
 from minmo.rpc.errors import StatusError, deadline_exceeded, invalid_argument
 from minmo.rpc.metadata import AUTHORIZATION_KEY
 from minmo.rpc.queues import BoundedStream, StreamClosedError
@@ -19,6 +20,7 @@ from minmo.v1 import conversation_pb2
 from minmo.v1.conversation_pb2_grpc import ConversationServiceServicer
 from services.orchestrator import checks, protos, speech
 from services.orchestrator.conversation import Conversation, Upstreams
+from services.orchestrator.session_settings import Settings
 from services.orchestrator.store import StoredSession
 
 log = structlog.get_logger()
@@ -43,7 +45,7 @@ class ConversationServicer(ConversationServiceServicer):
         self, request: conversation_pb2.CreateSessionRequest, context: _Context
     ) -> conversation_pb2.CreateSessionResponse:
         """Makes a session."""
-        settings = await asyncio.to_thread(checks.session_settings, request.settings)
+        settings = await self._checked(request.settings)
         session = await self._store.create(_owner(context), settings)
         return conversation_pb2.CreateSessionResponse(session=protos.session(session))
 
@@ -118,6 +120,10 @@ class ConversationServicer(ConversationServiceServicer):
         stream_id = uuid.uuid4().hex
         await self._store.acquire(session.session_id, stream_id, take_over=config.take_over)
         structlog.contextvars.bind_contextvars(session=session.session_id)
+        metrics.SESSIONS_OPENED.labels(_how(config, session)).inc()
+        if config.session_id:
+            # The stream that had it may have written until now.
+            session = await self._store.get(session.session_id, session.owner)
         out: BoundedStream[conversation_pb2.ConverseResponse] = BoundedStream(
             _OUT_LIMIT, put_timeout_seconds=self._settings.read_deadline_seconds
         )
@@ -128,6 +134,7 @@ class ConversationServicer(ConversationServiceServicer):
             stream_id=stream_id,
             config=config,
             out=out,
+            traceparent=tracing.traceparent_of(context.invocation_metadata()),
         )
         task = asyncio.create_task(self._converse(conversation, requests, out))
         try:
@@ -151,7 +158,8 @@ class ConversationServicer(ConversationServiceServicer):
         out: BoundedStream[conversation_pb2.ConverseResponse],
     ) -> None:
         try:
-            await conversation.run(requests)
+            with conversation.census:
+                await conversation.run(requests)
             out.close()
         except StreamClosedError:
             log.info("the client is gone")
@@ -182,15 +190,28 @@ class ConversationServicer(ConversationServiceServicer):
         checks.audio_format(config.output_format, "config.output_format", channels=1, opus=True)
         return config
 
+    async def _checked(self, given: conversation_pb2.SessionSettings) -> Settings:
+        """The settings of a session that is to be made."""
+        # Schemas may take a while, and others talk meanwhile.
+        settings = await asyncio.to_thread(checks.session_settings, given)
+        await self._upstreams.voices.check(settings.voice, "settings.voice")
+        return settings
+
     async def _session(self, config: conversation_pb2.ConverseConfig, owner: str) -> StoredSession:
         if not config.session_id:
-            settings = await asyncio.to_thread(checks.session_settings, config.settings)
+            settings = await self._checked(config.settings)
             return await self._store.create(owner, settings)
         if config.HasField("settings"):
             raise invalid_argument(
                 "config.settings", "belongs to a session that is made here; leave session_id empty"
             )
         return await self._store.get(checks.session_id(config.session_id), owner)
+
+
+def _how(config: conversation_pb2.ConverseConfig, session: StoredSession) -> metrics.SessionStart:
+    if not config.session_id:
+        return "new"
+    return "taken_over" if config.take_over and session.streaming else "resumed"
 
 
 def _owner(context: _Context) -> str:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from minmo.rpc import metrics
 from minmo.rpc.errors import StatusError, invalid_argument, parse, unavailable
 from minmo.v1 import common_pb2, conversation_pb2, encoder_pb2, voice_decoder_pb2
 from minmo.v1.encoder_pb2_grpc import EncoderServiceStub
@@ -69,7 +70,9 @@ async def say(
             if response.HasField("done"):
                 done = response.done
     except grpc.RpcError as failure:
-        raise parse(failure) from None
+        status = parse(failure)
+        metrics.count_hop_error("voice_decoder", status.code)
+        raise status from None
     finally:
         call.cancel()
     if not audio:
@@ -124,7 +127,9 @@ async def transcribe(
     try:
         segments = await recording.segments()
     except grpc.RpcError as failure:
-        raise parse(failure) from None
+        status = parse(failure)
+        metrics.count_hop_error("encoder", status.code)
+        raise status from None
     return conversation_pb2.TranscribeResponse(
         text=" ".join(segment.text for segment in segments),
         segments=segments,
@@ -156,14 +161,16 @@ class _Recording:
         activity = encoder_pb2.VoiceActivity()
         try:
             config = encoder_pb2.EncodeConfig(format=audio_format)
-            await self._call.write(encoder_pb2.EncodeRequest(config=config))
-            await self._answer("ready")
+            with metrics.timed(metrics.HOP_ENCODER.labels("open")):
+                await self._call.write(encoder_pb2.EncodeRequest(config=config))
+                await self._answer("ready")
             for sequence, first in enumerate(range(0, len(self._request.audio), step)):
                 chunk = common_pb2.AudioChunk(
                     sequence=sequence, data=self._request.audio[first : first + step]
                 )
-                await self._call.write(encoder_pb2.EncodeRequest(audio=chunk))
-                activity = (await self._answer("activity")).activity
+                with metrics.timed(metrics.HOP_ENCODER.labels("frame")):
+                    await self._call.write(encoder_pb2.EncodeRequest(audio=chunk))
+                    activity = (await self._answer("activity")).activity
                 await self._follow(activity)
             if self._open is not None:
                 await self._recognise(self._open, activity.end_sample)
@@ -186,14 +193,12 @@ class _Recording:
     async def _recognise(self, start: int, end: int) -> None:
         margin = samples(_MARGIN_MS)
         first = max(start - margin, self._done_until)
-        await self._call.write(
-            encoder_pb2.EncodeRequest(
-                recognize=encoder_pb2.Recognize(
-                    segment_id=len(self._segments) + 1, start_sample=first, end_sample=end
-                )
-            )
+        question = encoder_pb2.Recognize(
+            segment_id=len(self._segments) + 1, start_sample=first, end_sample=end
         )
-        transcript = (await self._answer("transcript")).transcript
+        with metrics.timed(metrics.HOP_ENCODER.labels("transcript")):
+            await self._call.write(encoder_pb2.EncodeRequest(recognize=question))
+            transcript = (await self._answer("transcript")).transcript
         self._done_until = end
         if transcript.text.strip():
             self._segments.append(

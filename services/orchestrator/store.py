@@ -2,7 +2,8 @@
 
 Keys of a session (they expire `ttl_seconds` after its last use):
 
-- ``minmo:session:ID``             hash: owner, settings, times, epoch, replica of the LLM's cache
+- ``minmo:session:ID``             hash: owner, settings, times, epoch, replica of the LLM's cache,
+  and what is in that where the stream before was moved
 - ``minmo:session:ID:turns``       hash: index -> turn as JSON
 - ``minmo:session:ID:lease``       the stream that may write, with a short expiry
 - ``minmo:session:ID:embeddings``  list: speech embeddings of the user's open turn, short expiry
@@ -13,6 +14,12 @@ Keys of a session (they expire `ttl_seconds` after its last use):
 Every write of a conversation names its stream and is refused by a script when another stream holds
 the lease, so a stream that was taken over cannot write into the history any more. A lease that ran
 out while nobody took it (a stalled process) refuses nothing.
+
+Where Sentinels name the master, what must not be lost waits until a replica has it as well, since a
+master that dies takes along what it had not passed on: a turn that the client was told of, who has
+the session, its epoch. While no replica has it, the Sentinels are asked: if another master has
+taken over, it is written there; if there is none for two seconds, this one is trusted for a while
+without a replica, as a single Redis is.
 """
 
 from __future__ import annotations
@@ -21,30 +28,46 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
+import grpc
 import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
+import structlog
 from redis.exceptions import (
+    AuthenticationError,
     BusyLoadingError,
     ConnectionError,
+    MaxConnectionsError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
+    ResponseError,
     TimeoutError,
 )
 
-from minmo.rpc import metrics
+from minmo.rpc import metrics, redis_client, tracing
 from minmo.rpc.errors import aborted, not_found, resource_exhausted, unavailable
 from services.orchestrator.session_settings import Settings
 
 Result = TypeVar("Result")
 
+log = structlog.get_logger()
+
 LEASE_SECONDS = 5.0
 EMBEDDINGS_SECONDS = 180
 _RETRY_SECONDS = 0.1
 _ENDING_SECONDS = 2.0
+# Sentinels need about a second to know the new master, once there is one.
+_REPLICATION_SECONDS = 2.0
+_REPLICATION_STEP_MS = 100
+_ALONE_SECONDS = 5.0
+_PROBE_KEY = "minmo:probe"
+_PROBE_SECONDS = 60
+# What a server says while another one takes its place, or while its disk is full.
+_PASSING = ("NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF")
 
 # KEYS: lease, session, turns. ARGV: stream, ttl, now, index, turn.
 _PUT_TURN = """
@@ -89,6 +112,14 @@ if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
 redis.call('HSET', KEYS[1], 'llm_replica', ARGV[1])
 return redis.call('HINCRBY', KEYS[1], 'epoch', 1)
 """
+# KEYS: lease, session. ARGV: stream, cache.
+_PUT_CACHE = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+if redis.call('EXISTS', KEYS[2]) == 0 then return -1 end
+redis.call('HSET', KEYS[2], 'cache', ARGV[2])
+return 1
+"""
 _RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 1
@@ -107,7 +138,9 @@ class StoredTurn:
         outcome: ``open`` while it goes on, then ``completed``, ``interrupted`` or ``failed``.
         started: seconds since the epoch.
         audio_ms: spoken by the user or heard from the assistant.
-        waits: the user's turn is not answered until the client asks for it.
+        waits: the user's turn, or a tool's, is not answered until the client asks for it.
+        wishes: how the answer that was asked for is to differ, as `Wishes` writes it; empty: in
+            nothing.
         call_id: of the tool call that it is, or whose result it is; empty for other turns.
         call_name: the tool.
         call_arguments: a JSON object; of the call alone.
@@ -122,6 +155,7 @@ class StoredTurn:
     started: float = 0.0
     audio_ms: int = 0
     waits: bool = False
+    wishes: str = ""
     call_id: str = ""
     call_name: str = ""
     call_arguments: str = ""
@@ -131,6 +165,23 @@ class StoredTurn:
     def is_call(self) -> bool:
         """Whether it is a call of a tool."""
         return self.role == "assistant" and bool(self.call_id)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What the LLM has read of a session whose stream has left it for the next one.
+
+    Attributes:
+        replica_id: which replica has it; it is new with every start.
+        branch: where.
+        position: how far.
+        digest: of the history that was read.
+    """
+
+    replica_id: str
+    branch: str
+    position: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -145,6 +196,7 @@ class StoredSession:
     expires: float
     epoch: int = 0
     llm_replica: str = ""
+    cache: Cache | None = None
     streaming: bool = False
     turn_count: int = 0
     turns: tuple[StoredTurn, ...] = field(default=())
@@ -153,7 +205,14 @@ class StoredSession:
 class SessionStore:
     """Sessions in Redis.
 
-    Calls wait up to `deadline_seconds` for a Redis that restarts, then raise UNAVAILABLE.
+    Calls wait up to `deadline_seconds` for a Redis that restarts, or for another master, then raise
+    UNAVAILABLE.
+
+    Args:
+        url: of Redis, see `minmo.rpc.redis_client`.
+        ttl_seconds: how long a session is kept after its last use.
+        max_sessions_per_owner: how many one owner may keep.
+        deadline_seconds: as said above.
     """
 
     def __init__(
@@ -162,29 +221,38 @@ class SessionStore:
         self._ttl = ttl_seconds
         self._max_sessions = max_sessions_per_owner
         self._deadline = deadline_seconds
-        self._redis = redis.Redis.from_url(
-            url,
-            decode_responses=False,
-            socket_timeout=2,
-            socket_connect_timeout=2,
-            health_check_interval=15,
-            retry=Retry(ExponentialBackoff(cap=0.2, base=0.01), 2),
-            max_connections=64,
-        )
+        self._redis = redis_client.connect(url)
+        self._replicated = redis_client.has_sentinels(url)
+        self._alone = False
+        self._asks_replica_at = 0.0
         self._put_turn = self._redis.register_script(_PUT_TURN)
         self._drop_turn = self._redis.register_script(_DROP_TURN)
         self._put_settings = self._redis.register_script(_PUT_SETTINGS)
         self._refresh = self._redis.register_script(_REFRESH)
         self._next_epoch = self._redis.register_script(_NEXT_EPOCH)
         self._release = self._redis.register_script(_RELEASE)
+        self._put_cache = self._redis.register_script(_PUT_CACHE)
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._redis.aclose()
 
-    async def ping(self) -> None:
-        """Raises UNAVAILABLE if Redis does not answer within the deadline."""
-        await self._call("ping", self._redis.ping)
+    async def probe(self) -> str:
+        """What stands in the way of writing a turn now; "" if nothing does. Does not wait."""
+        try:
+            with _measured("probe"):
+                # With Sentinels this drops connections to a master that is none any more.
+                await redis_client.find_master(self._redis)
+                await self._redis.set(_PROBE_KEY, b"", ex=_PROBE_SECONDS)
+        except (RedisError, OSError) as error:
+            return _problem(error)
+        return ""
+
+    async def clock(self) -> float:
+        """Seconds since the epoch, as Redis has it. Raises RedisError, OSError."""
+        with _measured("probe"):
+            seconds, microseconds = await self._redis.time()
+        return float(seconds) + microseconds / 1e6
 
     # --- sessions
 
@@ -195,17 +263,17 @@ class SessionStore:
         session = StoredSession(session_id, owner, settings, now, now, now + self._ttl)
         owner_key = _owner_key(owner)
 
-        async def work() -> None:
-            count = await self._redis.zcard(owner_key)
+        async def work(client: redis.Redis) -> None:
+            count = await client.zcard(owner_key)
             if count >= self._max_sessions:
-                count -= await self._forget_expired(owner_key)
+                count -= await self._forget_expired(client, owner_key)
             if count >= self._max_sessions:
                 raise resource_exhausted(
                     f"{count} sessions exist already; delete one with DeleteSession",
                     limit=f"{self._max_sessions} sessions per token",
                     reason="TOO_MANY_SESSIONS",
                 )
-            pipeline = self._redis.pipeline(transaction=True)
+            pipeline = client.pipeline(transaction=True)
             pipeline.hset(
                 _session_key(session_id),
                 mapping={
@@ -220,14 +288,16 @@ class SessionStore:
             pipeline.zadd(owner_key, {session_id: now})
             await pipeline.execute()
 
-        await self._call("create", work)
+        await self._call("create", work, durable=True)
         return session
 
     async def get(self, session_id: str, owner: str) -> StoredSession:
         """A session with its turns. NOT_FOUND if there is none or it is another owner's."""
 
-        async def work() -> tuple[dict[bytes, bytes], dict[bytes, bytes], int, int]:
-            pipeline = self._redis.pipeline(transaction=True)
+        async def work(
+            client: redis.Redis,
+        ) -> tuple[dict[bytes, bytes], dict[bytes, bytes], int, int]:
+            pipeline = client.pipeline(transaction=True)
             pipeline.hgetall(_session_key(session_id))
             pipeline.hgetall(_turns_key(session_id))
             pipeline.exists(_lease_key(session_id))
@@ -256,18 +326,18 @@ class SessionStore:
     async def page(self, owner: str, limit: int, before: float) -> list[StoredSession]:
         """Up to `limit` of the owner's sessions made before `before` (seconds), newest first."""
 
-        async def work() -> list[StoredSession]:
+        async def work(client: redis.Redis) -> list[StoredSession]:
             found: list[StoredSession] = []
             upper: str | float = f"({before!r}" if before else "+inf"
             offset = 0
             while len(found) < limit:
-                ids: Any = await self._redis.zrevrangebyscore(
+                ids: Any = await client.zrevrangebyscore(
                     _owner_key(owner), upper, "-inf", start=offset, num=limit
                 )
                 if not ids:
                     break
                 offset += len(ids)
-                pipeline = self._redis.pipeline(transaction=False)
+                pipeline = client.pipeline(transaction=False)
                 for session_id in ids:
                     pipeline.hgetall(_session_key(session_id.decode()))
                     pipeline.hlen(_turns_key(session_id.decode()))
@@ -288,8 +358,8 @@ class SessionStore:
         """Forgets a session. NOT_FOUND as in `get`."""
         await self.get(session_id, owner)
 
-        async def work() -> None:
-            pipeline = self._redis.pipeline(transaction=True)
+        async def work(client: redis.Redis) -> None:
+            pipeline = client.pipeline(transaction=True)
             pipeline.delete(
                 _session_key(session_id),
                 _turns_key(session_id),
@@ -300,7 +370,7 @@ class SessionStore:
             pipeline.zrem(_owner_key(owner), session_id)
             await pipeline.execute()
 
-        await self._call("delete", work)
+        await self._call("delete", work, durable=True)
 
     # --- the stream that has the session
 
@@ -310,8 +380,8 @@ class SessionStore:
         A stream that is just ending is waited for, up to 2 s.
         """
 
-        async def work() -> bool:
-            taken = await self._redis.set(
+        async def work(client: redis.Redis) -> bool:
+            taken = await client.set(
                 _lease_key(session_id),
                 stream_id,
                 px=int(LEASE_SECONDS * 1000),
@@ -320,7 +390,7 @@ class SessionStore:
             return bool(taken)
 
         give_up = time.monotonic() + _ENDING_SECONDS
-        while not await self._call("acquire", work):
+        while not await self._call("acquire", work, durable=True):
             if time.monotonic() < give_up:
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
@@ -333,9 +403,10 @@ class SessionStore:
         """Keeps the lease and the session alive. ABORTED once the lease is another stream's."""
         code = await self._call(
             "refresh",
-            lambda: self._refresh(
+            lambda client: self._refresh(
                 keys=[_lease_key(session_id), _session_key(session_id), _turns_key(session_id)],
                 args=[stream_id, int(LEASE_SECONDS * 1000), self._ttl],
+                client=client,
             ),
         )
         _check(code, session_id)
@@ -343,7 +414,10 @@ class SessionStore:
     async def release(self, session_id: str, stream_id: str) -> None:
         """Gives the lease back, if it is still this stream's."""
         await self._call(
-            "release", lambda: self._release(keys=[_lease_key(session_id)], args=[stream_id])
+            "release",
+            lambda client: self._release(
+                keys=[_lease_key(session_id)], args=[stream_id], client=client
+            ),
         )
 
     # --- writes of the conversation
@@ -352,7 +426,7 @@ class SessionStore:
         """Writes a turn, new or changed. ABORTED if the stream has lost the session."""
         code = await self._call(
             "put_turn",
-            lambda: self._put_turn(
+            lambda client: self._put_turn(
                 keys=[_lease_key(session_id), _session_key(session_id), _turns_key(session_id)],
                 args=[
                     stream_id,
@@ -361,7 +435,9 @@ class SessionStore:
                     turn.index,
                     json.dumps(asdict(turn)),
                 ],
+                client=client,
             ),
+            durable=True,
         )
         _check(code, session_id)
 
@@ -369,10 +445,12 @@ class SessionStore:
         """Writes other settings. ABORTED as in `put_turn`."""
         code = await self._call(
             "put_settings",
-            lambda: self._put_settings(
+            lambda client: self._put_settings(
                 keys=[_lease_key(session_id), _session_key(session_id)],
                 args=[stream_id, repr(time.time()), settings.to_json()],
+                client=client,
             ),
+            durable=True,
         )
         _check(code, session_id)
 
@@ -380,10 +458,12 @@ class SessionStore:
         """Removes a turn. ABORTED as in `put_turn`."""
         code = await self._call(
             "drop_turn",
-            lambda: self._drop_turn(
+            lambda client: self._drop_turn(
                 keys=[_lease_key(session_id), _session_key(session_id), _turns_key(session_id)],
                 args=[stream_id, index],
+                client=client,
             ),
+            durable=True,
         )
         _check(code, session_id)
 
@@ -395,10 +475,25 @@ class SessionStore:
 
         epoch = await self._call(
             "next_epoch",
-            lambda: self._next_epoch(keys=[_session_key(session_id)], args=[llm_replica]),
+            lambda client: self._next_epoch(
+                keys=[_session_key(session_id)], args=[llm_replica], client=client
+            ),
+            durable=True,
         )
         _check(epoch, session_id)
         return int(epoch)
+
+    async def put_cache(self, session_id: str, stream_id: str, cache: Cache) -> None:
+        """Writes what the LLM has read, for the next stream. ABORTED as in `put_turn`."""
+        code = await self._call(
+            "put_cache",
+            lambda client: self._put_cache(
+                keys=[_lease_key(session_id), _session_key(session_id)],
+                args=[stream_id, json.dumps(asdict(cache))],
+                client=client,
+            ),
+        )
+        _check(code, session_id)
 
     async def push_embeddings(self, session_id: str, rows: bytes, words: str) -> None:
         """Appends speech embeddings of the user's open turn; they expire soon.
@@ -409,8 +504,8 @@ class SessionStore:
             words: what is said in them and all before them.
         """
 
-        async def work() -> None:
-            pipeline = self._redis.pipeline(transaction=False)
+        async def work(client: redis.Redis) -> None:
+            pipeline = client.pipeline(transaction=False)
             pipeline.rpush(_embeddings_key(session_id), rows)
             pipeline.expire(_embeddings_key(session_id), EMBEDDINGS_SECONDS)
             pipeline.set(_heard_key(session_id), words.encode(), ex=EMBEDDINGS_SECONDS)
@@ -421,8 +516,8 @@ class SessionStore:
     async def embeddings(self, session_id: str) -> tuple[list[bytes], str]:
         """Speech embeddings of the turn that was open when the last stream ended, and its words."""
 
-        async def work() -> tuple[list[bytes], str]:
-            pipeline = self._redis.pipeline(transaction=True)
+        async def work(client: redis.Redis) -> tuple[list[bytes], str]:
+            pipeline = client.pipeline(transaction=True)
             pipeline.lrange(_embeddings_key(session_id), 0, -1)
             pipeline.get(_heard_key(session_id))
             rows, words = await pipeline.execute()
@@ -434,40 +529,127 @@ class SessionStore:
         """Forgets the speech embeddings: their turn has its text."""
         await self._call(
             "clear_embeddings",
-            lambda: self._redis.delete(_embeddings_key(session_id), _heard_key(session_id)),
+            lambda client: client.delete(_embeddings_key(session_id), _heard_key(session_id)),
         )
 
     # --- helpers
 
-    async def _forget_expired(self, owner_key: str) -> int:
-        ids: Any = await self._redis.zrange(owner_key, 0, -1)
-        pipeline = self._redis.pipeline(transaction=False)
+    async def _forget_expired(self, client: redis.Redis, owner_key: str) -> int:
+        ids: Any = await client.zrange(owner_key, 0, -1)
+        pipeline = client.pipeline(transaction=False)
         for session_id in ids:
             pipeline.exists(_session_key(session_id.decode()))
         present = await pipeline.execute()
         gone = [session_id for session_id, alive in zip(ids, present, strict=True) if not alive]
         if gone:
-            await self._redis.zrem(owner_key, *gone)
+            await client.zrem(owner_key, *gone)
         return len(gone)
 
-    async def _call(self, operation: str, work: Callable[[], Awaitable[Result]]) -> Result:
+    async def _call(
+        self,
+        operation: metrics.RedisCall,
+        work: Callable[[redis.Redis], Awaitable[Result]],
+        *,
+        durable: bool = False,
+    ) -> Result:
+        """Does `work`, again and again until it succeeds or the deadline has passed.
+
+        Args:
+            operation: what it is called in the metrics.
+            work: gets a client.
+            durable: whether it must outlast the master.
+        """
         give_up = time.monotonic() + self._deadline
         while True:
             try:
-                with metrics.redis_call(operation):
-                    return await work()
-            except (ConnectionError, TimeoutError, BusyLoadingError, OSError) as error:
+                with _measured(operation), tracing.span(f"redis.{operation}", kind="client"):
+                    if durable and self._replicated:
+                        return await self._replicate(work)
+                    return await work(self._redis)
+            except (RedisError, OSError) as error:
+                if not _may_pass(error):
+                    raise unavailable(
+                        f"the session store refused {operation}: {error}", reason="STORE_REFUSED"
+                    ) from error
                 if time.monotonic() + _RETRY_SECONDS > give_up:
                     raise unavailable(
-                        f"the session store did not answer within {self._deadline:g} s: {error}",
+                        f"the session store did not answer within {self._deadline:g} s: "
+                        f"{_problem(error)}",
                         reason="STORE_UNAVAILABLE",
                         retry_after_seconds=1,
                     ) from None
-            except RedisError as error:
-                raise unavailable(
-                    f"the session store refused {operation}: {error}", reason="STORE_REFUSED"
-                ) from error
             await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _replicate(self, work: Callable[[redis.Redis], Awaitable[Result]]) -> Result:
+        """Does `work` and waits, not for long, until a replica has what it wrote.
+
+        Raises:
+            ConnectionError: it was not written to the master.
+        """
+        # Redis waits for what was written over the same connection.
+        async with self._redis.client() as client:
+            result = await work(client)
+            began = time.monotonic()
+            if began < self._asks_replica_at:
+                return result
+            patience = 0.0 if self._alone else _REPLICATION_SECONDS
+            while not await client.wait(1, _REPLICATION_STEP_MS):
+                await redis_client.check_master(client)
+                now = time.monotonic()
+                if now >= began + patience:
+                    if not self._alone:
+                        log.warning("no replica of Redis has a write", seconds=patience)
+                    self._alone, self._asks_replica_at = True, now + _ALONE_SECONDS
+                    return result
+            self._alone = False
+        return result
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether trying again can help: Redis is away, full, or about to be another one."""
+    if isinstance(error, ResponseError):
+        passing = (ReadOnlyError, OutOfMemoryError)
+        return isinstance(error, passing) or str(error).startswith(_PASSING)
+    return isinstance(error, (ConnectionError, TimeoutError, BusyLoadingError, OSError))
+
+
+def _problem(error: Exception) -> str:
+    """What a failure says of Redis."""
+    match error:
+        case AuthenticationError():
+            return f"Redis refuses the password: {error}"
+        case MaxConnectionsError():
+            return f"too many calls to Redis at once: {error}"
+        case ResponseError():
+            return f"Redis refuses writes: {error}"
+        case _:
+            return f"Redis does not answer: {error}"
+
+
+@contextmanager
+def _measured(operation: metrics.RedisCall) -> Iterator[None]:
+    """Times one try of an operation, and counts its failure."""
+    began = time.perf_counter()
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        metrics.count_hop_error("redis", _code_of(error))
+        raise
+    finally:
+        metrics.HOP_REDIS.labels(operation).observe(time.perf_counter() - began)
+
+
+def _code_of(error: Exception) -> grpc.StatusCode:
+    """The status that says best what Redis, or the way to it, lacks."""
+    match error:
+        case TimeoutError():
+            return grpc.StatusCode.DEADLINE_EXCEEDED
+        case AuthenticationError():
+            return grpc.StatusCode.UNAUTHENTICATED
+        case ConnectionError() | OSError():
+            return grpc.StatusCode.UNAVAILABLE
+        case _:
+            return grpc.StatusCode.FAILED_PRECONDITION
 
 
 def _check(code: Any, session_id: str) -> None:
@@ -489,6 +671,7 @@ def _session(session_id: str, fields: dict[bytes, bytes], *, expires: float) -> 
         expires=expires,
         epoch=int(fields.get(b"epoch", b"0")),
         llm_replica=fields.get(b"llm_replica", b"").decode(),
+        cache=Cache(**json.loads(fields[b"cache"])) if b"cache" in fields else None,
     )
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from minmo.rpc import tracing
 from services.orchestrator.listener import Listener, Transcript
 from services.orchestrator.turn_taking import milliseconds, samples
 
@@ -47,6 +48,9 @@ class UserTurn:
         earliest: audio before it is of another turn.
         latest: audio behind it is of another turn; None while the turn goes on.
         speech: what the LLM reads of it as embeddings, one after the other.
+        took_floor: whether it began with an answer being stopped.
+        ended_by_client: whether the client said where it ends.
+        trace: what is done for it.
         recognise_began: when the latest recognition began (monotonic seconds).
         recognise_ended: when it ended.
     """
@@ -57,6 +61,9 @@ class UserTurn:
     earliest: int = 0
     latest: int | None = None
     speech: list[Speech] = field(default_factory=list)
+    took_floor: bool = False
+    ended_by_client: bool = False
+    trace: tracing.Span = tracing.NONE
     recognise_began: float = 0.0
     recognise_ended: float = 0.0
     _settled: list[str] = field(default_factory=list)
@@ -92,8 +99,9 @@ class UserTurn:
         if self.latest is not None:
             stop = min(stop, self.latest)
         self.recognise_began = time.monotonic()
-        self._task = asyncio.create_task(listener.transcribe(start, max(stop, start + 1)))
-        self._task.add_done_callback(lambda task: self._recognised(task, on_words))
+        with tracing.within(self.trace):
+            self._task = asyncio.create_task(listener.transcribe(start, max(stop, start + 1)))
+            self._task.add_done_callback(lambda task: self._recognised(task, on_words))
 
     def is_long(self, end: int) -> bool:
         """Whether so much was said up to `end` without a pause that it should be recognised."""

@@ -13,18 +13,19 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
 import structlog
 
-from minmo.rpc import metrics
-from minmo.rpc.errors import StatusError, parse, unavailable
+from minmo.rpc import metrics, tracing
+from minmo.rpc.errors import DRAINING, StatusError, parse, status_of, unavailable
 from minmo.rpc.metadata import call_metadata
 from minmo.v1 import common_pb2, llm_pb2, voice_decoder_pb2
 from minmo.v1.voice_decoder_pb2_grpc import VoiceDecoderServiceStub
+from services.orchestrator.delivery import Delivery
 from services.orchestrator.mind import Context, Sampling
-from services.orchestrator.retry import LOST, back_off
+from services.orchestrator.retry import LOST, Outage
 from services.orchestrator.tool_calls import CallParser, Found
 from services.orchestrator.waterfall import Waterfall
 
@@ -36,6 +37,9 @@ log = structlog.get_logger()
 FIRST_TEXT_TOKENS = 5
 """Text tokens of a group (paper, section 3.1): the latency model waits for so many."""
 _TOKENS_A_MESSAGE = 64
+_Call: TypeAlias = (
+    "grpc.aio.StreamStreamCall[voice_decoder_pb2.DecodeRequest, voice_decoder_pb2.DecodeResponse]"
+)
 _LATE_PLAYBACK_SECONDS = 2.0
 
 
@@ -87,7 +91,7 @@ class Utterance:
         on_token: gets every token's number and text.
         on_audio: gets every piece of audio.
         on_outage: told True when the voice decoder was lost, False when it is back.
-        waterfall: gets the hops of this utterance.
+        waterfall: gets the stages of this utterance.
         calls: finds calls of tools in what the LLM writes; None if there are no tools.
         on_call: gets every call that was found, as it was written.
         only_calls: nothing is said: the answer ends with its first call.
@@ -128,7 +132,7 @@ class Utterance:
         self._reports_playback = reports_playback
         self._on_token = on_token
         self._on_audio = on_audio
-        self._on_outage = on_outage
+        self._outage = Outage(voice.deadline_seconds, lambda problem: on_outage(bool(problem)))
         self._stub: VoiceDecoderServiceAsyncStub = VoiceDecoderServiceStub(voice.channel)
         width = 4 if voice.audio_format.encoding == common_pb2.AUDIO_ENCODING_PCM_F32LE else 2
         self._frame_bytes = width
@@ -142,6 +146,8 @@ class Utterance:
         self._grew = asyncio.Condition()
         self._playback_over = asyncio.Event()
         self._progress = time.monotonic()
+        self._tokens_sent: float | None = None
+        self._delivery = Delivery(voice.audio_format.sample_rate_hz)
 
     # --- what is known of it
 
@@ -159,6 +165,11 @@ class Utterance:
     def sample_count(self) -> int:
         """Samples sent so far."""
         return self._samples
+
+    @property
+    def played_samples(self) -> int:
+        """Samples that were heard, as far as is known."""
+        return self._heard_samples()
 
     @property
     def audio_ms(self) -> int:
@@ -186,11 +197,13 @@ class Utterance:
     def played(self, samples: int, *, finished: bool) -> None:
         """The client has played so many samples; `finished` if it will play no more."""
         self._played = max(self._played, min(samples, self._samples))
+        if not finished and self.state is UtteranceState.SPEAKING:
+            self._delivery.played(samples, time.monotonic())
         if finished or (self.state is UtteranceState.SENT and self._played >= self._samples):
             self._playback_over.set()
 
     def cut(self, samples: int) -> None:
-        """Less of it was heard than it seemed: so many samples."""
+        """So many samples of it were heard, whatever it seemed."""
         self.state = UtteranceState.STOPPED
         self._reports_playback = True
         self._played = min(samples, self._samples)
@@ -301,35 +314,27 @@ class Utterance:
         return found.over or (self._only_calls and bool(found.calls))
 
     async def _speak(self, query: common_pb2.FloatMatrix) -> None:
-        lost_since: float | None = None
-        tries = 0
         while True:
-            began = time.monotonic()
             try:
-                await self._speak_once(query, told_lost=lost_since is not None)
+                await self._speak_once(query)
                 return
             except grpc.RpcError as failure:
                 status = parse(failure)
             except StatusError as error:
                 status = error
-            metrics.UPSTREAM_ERRORS.labels("voice_decoder", status.code.name).inc()
+            if status.reason != DRAINING:
+                metrics.count_hop_error("voice_decoder", status.code)
             if status.code not in LOST:
                 raise status
-            now = time.monotonic()
-            if lost_since is None or self._progress > began:
-                lost_since, tries = now, 0
-                await self._on_outage(True)
-            elif now - lost_since > self._voice.deadline_seconds:
+            log.info("the voice decoder is left", reason=status.reason, error=str(status))
+            if not await self._outage.wait(str(status)):
                 raise unavailable(
                     f"the voice could not be had within {self._voice.deadline_seconds:g} s: "
                     f"{status}",
                     reason="VOICE_UNAVAILABLE",
                 )
-            log.warning("voice decoder lost", error=str(status))
-            await back_off(tries)
-            tries += 1
 
-    async def _speak_once(self, query: common_pb2.FloatMatrix, *, told_lost: bool) -> None:
+    async def _speak_once(self, query: common_pb2.FloatMatrix) -> None:
         place = bisect_right(self._marks, self._samples, key=lambda mark: mark[0])
         first_token = self._marks[place - 1][1] if place else 0
         config = voice_decoder_pb2.DecodeConfig(
@@ -340,19 +345,31 @@ class Utterance:
             first_token=first_token,
             first_sample=self._samples,
         )
-        call = self._stub.Decode(
-            self._requests(config, first_token), metadata=call_metadata(self._session_id)
-        )
+        began, self._tokens_sent = time.monotonic(), None
+        with tracing.span("voice_decoder.decode", kind="client"):
+            # Within the span, so that the call carries it.
+            call = self._stub.Decode(
+                self._requests(config, first_token), metadata=call_metadata(self._session_id)
+            )
+            await self._hear(call, began)
+
+    async def _hear(self, call: _Call, began: float) -> None:
+        """Passes on what the voice says, to its end."""
         try:
             while True:
                 response = await self._next(call)
                 kind = response.WhichOneof("message")
-                if kind == "ready" and told_lost:
-                    await self._on_outage(False)
+                if kind == "ready":
+                    _observe("open", began)
                 elif kind == "audio":
                     self._progress = time.monotonic()
+                    await self._outage.over()
+                    if self._tokens_sent is not None:
+                        _observe("first_audio", self._tokens_sent)
+                        self._tokens_sent = None
                     await self._send(response.audio)
                 elif kind == "done":
+                    await self._outage.over()
                     self.voice_compute_ms += response.done.compute_ms
                     self.unspoken_reason = response.done.unspoken_reason
                     await self._on_audio(Audio(self._samples, b"", [], final=True))
@@ -362,9 +379,7 @@ class Utterance:
 
     async def _next(
         self,
-        call: grpc.aio.StreamStreamCall[
-            voice_decoder_pb2.DecodeRequest, voice_decoder_pb2.DecodeResponse
-        ],
+        call: _Call,
     ) -> voice_decoder_pb2.DecodeResponse:
         """The voice's next answer; UNAVAILABLE if it is silent too long after its last token."""
         read = asyncio.ensure_future(call.read())
@@ -381,8 +396,10 @@ class Utterance:
             read.cancel()
         response = read.result()
         if not isinstance(response, voice_decoder_pb2.DecodeResponse):
-            code, details = await call.code(), await call.details()
-            raise StatusError(code, details or "the voice ended early") from None
+            status = await status_of(call)
+            if status.code is grpc.StatusCode.OK:
+                status = unavailable("the voice ended early")
+            raise status from None
         return response
 
     async def _requests(
@@ -396,6 +413,8 @@ class Utterance:
                     await self._grew.wait()
             upto = min(self.token_count, sent + _TOKENS_A_MESSAGE)
             if upto > sent:
+                if sent == first_token:
+                    self._tokens_sent = time.monotonic()
                 yield voice_decoder_pb2.DecodeRequest(tokens=self._tokens(sent, upto))
                 sent = upto
             elif self._thought:
@@ -426,7 +445,10 @@ class Utterance:
             if began is not None:
                 self.waterfall.add("first_audio", began)
         self._marks += [(mark.sample, mark.token_count) for mark in audio.marks]
-        self._samples = audio.first_sample + len(audio.data) // self._frame_bytes
+        count = len(audio.data) // self._frame_bytes
+        if count:
+            self._delivery.sends(audio.first_sample, count, time.monotonic())
+        self._samples = audio.first_sample + count
         await self._on_audio(Audio(audio.first_sample, audio.data, list(audio.marks)))
 
     async def _wait_heard(self) -> None:
@@ -442,6 +464,10 @@ class Utterance:
                 await self._playback_over.wait()
         except TimeoutError:
             self._played = self._samples
+
+
+def _observe(call: metrics.VoiceDecoderCall, since: float) -> None:
+    metrics.HOP_VOICE_DECODER.labels(call).observe(time.monotonic() - since)
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from minmo.rpc import metrics
-from minmo.rpc.metrics import Hop
+from minmo.rpc import metrics, tracing
+from minmo.rpc.metrics import Stage
 from minmo.v1 import conversation_pb2
 
 
 @dataclass
 class Waterfall:
-    """Times of a turn's hops, in monotonic seconds.
+    """Times of a turn's stages, in monotonic seconds.
 
     Attributes:
         speech_end: when the last sample of the user's speech arrived at the server.
@@ -21,22 +21,27 @@ class Waterfall:
 
     speech_end: float
     first_audio: float | None = None
-    _hops: dict[Hop, tuple[float, float]] = field(default_factory=dict)
+    _stages: dict[Stage, tuple[float, float]] = field(default_factory=dict)
 
-    def add(self, hop: Hop, began: float, ended: float | None = None) -> None:
-        """Notes a hop; one that is noted again replaces the earlier one (it was repeated)."""
-        self._hops[hop] = (began, time.monotonic() if ended is None else ended)
+    def add(self, stage: Stage, began: float, ended: float | None = None) -> None:
+        """Notes a stage; one that is noted again replaces the earlier one (it was repeated)."""
+        self._stages[stage] = (began, time.monotonic() if ended is None else ended)
 
-    def ended(self, hop: Hop) -> float | None:
-        """When a hop ended, if it has."""
-        return self._hops[hop][1] if hop in self._hops else None
+    def ended(self, stage: Stage) -> float | None:
+        """When a stage ended, if it has."""
+        return self._stages[stage][1] if stage in self._stages else None
+
+    def trace(self, trace: tracing.Span) -> None:
+        """Hands the stages to the turn's trace."""
+        for stage, (began, ended) in self._stages.items():
+            tracing.begin(stage, parent=trace, began=began).end(ended)
 
     def publish(self) -> None:
-        """Hands the hops to Prometheus."""
-        for hop, (began, ended) in self._hops.items():
-            metrics.observe_hop(hop, ended - began)
+        """Hands the stages to Prometheus."""
+        for stage, (began, ended) in self._stages.items():
+            metrics.observe_stage(stage, ended - began)
         if self.first_audio is not None:
-            metrics.FIRST_AUDIO.observe(max(0.0, self.first_audio - self.speech_end))
+            metrics.TURN_FIRST_AUDIO.observe(max(0.0, self.first_audio - self.speech_end))
 
     @property
     def first_audio_ms(self) -> float:
@@ -46,13 +51,13 @@ class Waterfall:
         return (self.first_audio - self.speech_end) * 1000
 
     def spans(self) -> list[conversation_pb2.Span]:
-        """The hops as the client gets them, by their beginning."""
-        ordered = sorted(self._hops.items(), key=lambda entry: entry[1])
+        """The stages as the client gets them, by their beginning."""
+        ordered = sorted(self._stages.items(), key=lambda entry: entry[1])
         return [
             conversation_pb2.Span(
-                hop=hop,
+                hop=stage,
                 start_ms=(began - self.speech_end) * 1000,
                 duration_ms=(ended - began) * 1000,
             )
-            for hop, (began, ended) in ordered
+            for stage, (began, ended) in ordered
         ]

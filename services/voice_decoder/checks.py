@@ -16,6 +16,7 @@ from minmo.engine.voice import (
     Voice,
     VoiceBusyError,
 )
+from minmo.rpc import metrics
 from minmo.rpc.errors import StatusError, invalid_argument, not_found, resource_exhausted
 from minmo.v1 import common_pb2, voice_decoder_pb2
 
@@ -102,7 +103,8 @@ def _query(config: voice_decoder_pb2.DecodeConfig, voice: Voice) -> Query | None
 
 
 def busy(error: VoiceBusyError) -> StatusError:
-    """What a caller is told for whom there is no room."""
+    """Counts a caller for whom there is no room; what it is told."""
+    metrics.VOICE_REFUSED.inc()
     return resource_exhausted(
         str(error), reason="VOICE_BUSY", retry_after_seconds=_RETRY_AFTER_SECONDS
     )

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import grpc
 
 from minmo.engine.voice import Voice
-from minmo.rpc import metrics
+from minmo.rpc import tracing
+from minmo.rpc.catalogue import FiguresCollector
+from minmo.rpc.health import Readiness
+from minmo.rpc.stuck import watch_compute
 from minmo.settings import VoiceDecoderSettings
 from minmo.v1 import voice_decoder_pb2, voice_decoder_pb2_grpc
+from services.loading import load_weights
 from services.voice_decoder.stream import DecodeStream
 from services.voice_decoder.voices import Voices, load_voices
+from services.voice_decoder.workload import ENGINE, WORKLOAD, CountingExecutor
 
 
 class VoiceDecoderService:
@@ -24,27 +30,39 @@ class VoiceDecoderService:
 
     def __init__(self, settings: VoiceDecoderSettings) -> None:
         self._settings = settings
+        self.readiness = Readiness()
         self._servicer = VoiceDecoderServicer(settings)
         self._voices = Voices({})
         self._executor: ThreadPoolExecutor | None = None
-        self._collector: metrics.FiguresCollector | None = None
+        self._collector: FiguresCollector | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Starts the voices and lets each say something once."""
-        self._voices = await asyncio.to_thread(load_voices, self._settings)
+        settings = self._settings
+        self._voices = await load_weights(
+            partial(load_voices, settings),
+            settings.preset,
+            self.readiness,
+            wait=settings.wait_for_weights,
+        )
         # Pico's steps wait in the order in which they came, so streams take turns phrase by phrase.
         # The neural voice's steps only wait for its engine, which says whose turn it is.
-        is_neural = self._voices.engine is not None
-        threads = self._settings.max_streams if is_neural else self._settings.threads
-        self._executor = ThreadPoolExecutor(threads, "voice")
+        engine = self._voices.engine
+        threads = self._settings.threads if engine is None else self._settings.max_streams
+        executor = self._executor = CountingExecutor(threads, "voice")
         self._servicer.voices, self._servicer.executor = self._voices.by_name, self._executor
         await asyncio.to_thread(self._voices.warm_up)
-        if self._voices.engine is not None:
-            self._collector = metrics.FiguresCollector(
-                self._voices.engine.snapshot,
-                metrics.VOICE_ENGINE_GAUGES,
-                metrics.VOICE_ENGINE_COUNTERS,
+        if engine is not None:
+            self._collector = FiguresCollector(engine.snapshot, ENGINE)
+            # Pico's steps have a deadline of their own.
+            self._watching = asyncio.create_task(
+                watch_compute(
+                    self.readiness, lambda: engine.step_seconds, settings.max_compute_seconds
+                )
             )
+        else:
+            self._collector = FiguresCollector(lambda: executor, WORKLOAD)
 
     def register(self, server: grpc.aio.Server) -> Sequence[str]:
         """Adds the servicer."""
@@ -53,6 +71,8 @@ class VoiceDecoderService:
 
     async def stop(self) -> None:
         """Ends the threads and the voices."""
+        if self._watching is not None:
+            self._watching.cancel()
         # Closing the voices first ends a step that is stuck.
         await asyncio.to_thread(self._voices.close)
         if self._collector is not None:
@@ -72,6 +92,14 @@ class VoiceDecoderServicer(voice_decoder_pb2_grpc.VoiceDecoderServiceServicer):
         """By name, the default first; set before the first call is let in."""
         self._settings = settings
 
+    async def ListVoices(  # noqa: N802
+        self,
+        request: voice_decoder_pb2.ListVoicesRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> voice_decoder_pb2.ListVoicesResponse:
+        """Says which voices there are."""
+        return voice_decoder_pb2.ListVoicesResponse(names=self.voices)
+
     # The stub knows generators only; a coroutine that writes can put a deadline on its writes.
     async def Decode(  # type: ignore[override]  # noqa: N802
         self,
@@ -80,4 +108,6 @@ class VoiceDecoderServicer(voice_decoder_pb2_grpc.VoiceDecoderServiceServicer):
     ) -> None:
         """Speaks one utterance; the proto says how."""
         stream = DecodeStream(self._settings, self.voices, self.executor, context.write)
-        await stream.run(request_iterator)
+        parent = tracing.traceparent_of(context.invocation_metadata())
+        with tracing.span("decode", parent=parent, kind="server"):
+            await stream.run(request_iterator)

@@ -17,7 +17,7 @@ from minmo.engine.voice import (
     Voice,
     VoiceBusyError,
 )
-from minmo.rpc import metrics
+from minmo.rpc import metrics, tracing
 from minmo.rpc.errors import deadline_exceeded, internal, invalid_argument
 from minmo.rpc.writing import write_within
 from minmo.settings import VoiceDecoderSettings
@@ -70,6 +70,7 @@ class DecodeStream:
         config = await self._read_config(requests)
         audio_format = checks.audio_format(config.format)
         voice = checks.voice_named(config.voice, self._voices)
+        metrics.VOICE_UTTERANCES.inc()
         utterance = checks.opened(voice, config)
         try:
             await self._serve(requests, config, audio_format, voice, utterance)
@@ -156,7 +157,7 @@ class DecodeStream:
             )
         hidden_states = checks.token_hidden_states(message, voice)
         if self._first_token_time is None:
-            self._first_token_time = time.perf_counter()
+            self._first_token_time = time.monotonic()
         self._token_count += len(message.tokens)
         try:
             utterance.push(
@@ -191,18 +192,20 @@ class DecodeStream:
         )
 
     async def _step(self, utterance: Utterance, rate_hz: int) -> Piece | None:
-        loop = asyncio.get_running_loop()
+        loop, began = asyncio.get_running_loop(), time.monotonic()
         try:
             piece, seconds = await loop.run_in_executor(self._executor, _timed_step, utterance)
         except VoiceBusyError as error:
             raise checks.busy(error) from None
         except SpeakingError as error:
+            metrics.VOICE_FAILED.inc()
             raise internal(str(error)) from None
         self._compute_seconds += seconds
         if piece is not None and len(piece.samples):
             audio_seconds = len(piece.samples) / rate_hz
             metrics.VOICE_AUDIO.inc(audio_seconds)
-            metrics.VOICE_REAL_TIME_FACTOR.observe(seconds / audio_seconds)
+            metrics.VOICE_REAL_TIME.observe(seconds / audio_seconds)
+            tracing.begin("piece", began=began, audio_ms=1000 * audio_seconds).end()
         return piece
 
     async def _write(
@@ -213,7 +216,8 @@ class DecodeStream:
         done: voice_decoder_pb2.DecodeDone | None = None,
     ) -> None:
         if audio is not None and self._first_token_time is not None and not self._has_spoken:
-            metrics.VOICE_FIRST_AUDIO.observe(time.perf_counter() - self._first_token_time)
+            metrics.VOICE_FIRST_AUDIO.observe(time.monotonic() - self._first_token_time)
+            tracing.begin("first_audio", began=self._first_token_time).end()
             self._has_spoken = True
         response = voice_decoder_pb2.DecodeResponse(ready=ready, audio=audio, done=done)
         await write_within(self._settings.read_deadline_seconds, self._write_response, response)

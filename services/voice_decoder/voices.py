@@ -63,14 +63,11 @@ def load_voices(settings: VoiceDecoderSettings) -> Voices:
     """Loads what the settings choose.
 
     Raises:
-        StartError: there is no such preset, its voice is not here, or a speaker's file cannot be
-            used; says what to do.
+        StartError: there is no such preset, or the settings do not fit it.
+        WeightsError: the preset's voice is not here, or cannot be used; says what to do.
     """
-    try:
-        if _is_neural(settings):
-            return _neural(settings)
-    except WeightsError as error:
-        raise StartError(str(error)) from error
+    if _is_neural(settings):
+        return _neural(settings)
     pico: Voice = PicoVoice(settings.threads)
     return Voices({pico.name: pico})
 

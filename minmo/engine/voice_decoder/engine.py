@@ -97,10 +97,14 @@ class Snapshot:
     audio_seconds: float = 0.0
 
     @property
+    def compute_seconds(self) -> float:
+        """Time of all steps together."""
+        return self.token_seconds + self.chunk_seconds
+
+    @property
     def real_time_factor(self) -> float:
         """Compute time over audio time; 0 before there is audio."""
-        seconds = self.token_seconds + self.chunk_seconds
-        return seconds / self.audio_seconds if self.audio_seconds else 0.0
+        return self.compute_seconds / self.audio_seconds if self.audio_seconds else 0.0
 
 
 class VoiceEngine:
@@ -158,6 +162,7 @@ class VoiceEngine:
         self._work_came = threading.Condition(self._lock)
         self._work_done = threading.Condition(self._lock)
         self._stopping = False
+        self._step_began: float | None = None
         self._thread = threading.Thread(target=self._run, name="voice-engine", daemon=True)
 
     def start(self) -> None:
@@ -180,6 +185,12 @@ class VoiceEngine:
                 slots_in_use=self._scheduler.slots_in_use,
                 waiting=self._scheduler.waiting,
             )
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the step has been running that runs now; 0 if none does. From any thread."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
 
     def check(self, speaker: Speaker) -> None:
         """Says whether the modules can speak as somebody.
@@ -339,11 +350,14 @@ class VoiceEngine:
     def _run(self) -> None:
         with torch.inference_mode():
             while (step := self._next_step()) is not None:
+                self._step_began = time.monotonic()
                 try:
                     self._compute(step)
                 except Exception:
                     log.exception("a step failed as a whole")
                     self._fail_all("the voice's engine failed; see its log")
+                finally:
+                    self._step_began = None
         self._fail_all("the voice's engine stops")
 
     def _next_step(self) -> Step | None:

@@ -227,7 +227,7 @@ dialogue.addEventListener("ready", ({ detail }) => {
   if (detail.recording) {
     $("privacy").textContent = "This server records the conversation: it keeps your voice and the words.";
   }
-  if (detail.voices) settings.showDefaults({ voices: detail.voices });
+  if (detail.voices.length) settings.offerVoices(detail.voices);
   dialogue.configure(choices());
   if (waitingText !== null) dialogue.type(waitingText);
   waitingText = null;

@@ -7,6 +7,7 @@ const READY_MS = 15000;
 const PROBE_MS = 5000;
 // Four seconds of audio that the network did not take: whatever the socket says, it is dead.
 const LONGEST_BACKLOG_BYTES = 256 * 1024;
+const SERVICE_RESTART = 1012;
 const SESSION_KEY = "minmo.session";
 const API_KEY = "minmo.key";
 // Trying again by itself would not help, or would take the session from another page.
@@ -93,7 +94,7 @@ export class Connection extends EventTarget {
     // Also once the socket is open: a server that gives no session is none.
     this.#timer = setTimeout(() => this.#lost(), READY_MS);
     socket.onmessage = ({ data }) => this.#take(JSON.parse(data));
-    socket.onclose = () => this.#closed();
+    socket.onclose = ({ code }) => this.#closed(code);
   }
 
   #take(event) {
@@ -107,7 +108,7 @@ export class Connection extends EventTarget {
     this.dispatchEvent(new CustomEvent("message", { detail: event }));
   }
 
-  async #closed() {
+  async #closed(code) {
     const wasOpen = this.state === "open";
     const error = this.#lastError;
     this.#drop();
@@ -118,6 +119,11 @@ export class Connection extends EventTarget {
     }
     if (error && (LASTING.has(error.code) || (!wasOpen && error.type === INVALID))) {
       this.#refuse(error.code, error.message);
+      return;
+    }
+    if (wasOpen && code === SERVICE_RESTART) {
+      // This server stops, between two turns; another one is there, as a rule.
+      this.#connect();
       return;
     }
     // A browser does not tell why a WebSocket was refused; a plain request does.

@@ -240,6 +240,9 @@ export class Dialogue extends EventTarget {
       case "minmo.turn_report":
         this.#reported(event);
         break;
+      case "minmo.turn_changed":
+        transcript.heard(id, event.heard_text, event.generated_text);
+        break;
       case "minmo.probabilities":
         curves.add(
           sentTimes.at(event.audio_ms) ?? performance.now(),

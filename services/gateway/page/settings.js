@@ -25,9 +25,15 @@ export class Settings extends EventTarget {
   }
 
   /** Shows what the server does where nothing is chosen. */
-  showDefaults({ instructions, voices }) {
+  showDefaults({ instructions }) {
     this.#fields.instructions.placeholder = instructions ?? "";
-    if (voices) this.#fields.voice.list.replaceChildren(...voices.map((name) => new Option(name)));
+  }
+
+  /** Offers the server's voices; one that was chosen and is gone is chosen no more. */
+  offerVoices(names) {
+    const { voice } = this.#fields;
+    if (voice.value && !names.includes(voice.value)) this.reset("voice");
+    offer(voice, names.map((name) => [name, name]));
   }
 
   /** Lists the devices; their names are known once the microphone was allowed. */
