@@ -1,7 +1,8 @@
 """What the gateway costs: time before the first audio, idle connections, and how many may talk.
 
 The gateway that is measured is started here, on this machine: in front of the server for what it
-adds and for idle connections, and in front of `minmo.bench.replay` for how many it sustains.
+adds and for idle connections, and in front of `minmo.bench.replay.orchestrator` for how many it
+sustains.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import asyncio
 import json
 import math
 import os
+import random
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -23,17 +24,16 @@ from typing import Any
 import psutil
 from aiohttp import ClientSession, ClientTimeout
 
-from minmo.bench import replay
-from minmo.bench.realtime import FRAME_SECONDS, RATE_HZ, RealtimeClient, append_events, connect
-from minmo.client import Conversation, Recording, Target, ask
+from minmo.bench.arrivals import FRAME_SECONDS, LATE_MS, RATE_HZ
+from minmo.bench.lines import GatewayLine, GrpcLine, Line, LineError, Question
+from minmo.bench.processes import end, running_service
+from minmo.bench.realtime import RealtimeClient, append_events, connect
+from minmo.bench.replay import orchestrator as replay
+from minmo.bench.user import Habits, SimulatedUser
+from minmo.client import Recording, Target
 from minmo.client.errors import ClientError
-from minmo.v1 import conversation_pb2
 
 ANSWER_TOKENS = 24
-LATE_MS = 100.0
-"""A silence within an answer that is heard as one, and so a frame that came too late."""
-_START_SECONDS = 30.0
-_STOP_SECONDS = 10.0
 _IDLE_SECONDS = 10.0
 _SETTLE_SECONDS = 1.0
 _CYCLES = 2
@@ -202,7 +202,8 @@ async def measure(
         async with gateway(target.address, folder, *trust) as (address, process):
             added = await _added(target, address, web, recordings, progress)
             progress(f"{idle} idle connections")
-            idling = await _idle(address, process, web, target.token, recordings[0], idle, talking)
+            question = Question.of(recordings[0])
+            idling = await _idle(address, process, web, target.token, question, idle, talking)
         progress("recording an answer")
         recording = await replay.record(target, recordings[0], ANSWER_TOKENS)
         path = folder / "recording"
@@ -232,37 +233,14 @@ async def gateway(
     Raises:
         ClientError: it did not start.
     """
-    ready, log = folder / "gateway.json", folder / "gateway.log"
-    ready.unlink(missing_ok=True)
-    with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.gateway", "--port", "0", "--metrics-port", "-1"),
-            *("--orchestrator-address", orchestrator, "--ready-file", str(ready)),
-            *("--max-sessions-per-key", "100000", "--audio-seconds-per-hour", "100000000"),
-            *("--log-level", "warning", "--drain-seconds", "0", *arguments),
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        give_up = time.monotonic() + _START_SECONDS
-        while not ready.exists():
-            if process.returncode is not None or time.monotonic() > give_up:
-                raise ClientError(f"the gateway did not start: {log.read_text()[-500:]}")
-            await asyncio.sleep(0.05)
-        yield json.loads(ready.read_text())["address"], psutil.Process(process.pid)
-    finally:
-        await _end(process)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-    try:
-        async with asyncio.timeout(_STOP_SECONDS):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+    async with running_service(
+        "gateway",
+        folder,
+        *("--orchestrator-address", orchestrator),
+        *("--max-sessions-per-key", "100000", "--audio-seconds-per-hour", "100000000"),
+        *arguments,
+    ) as running:
+        yield running
 
 
 # --- what it adds
@@ -296,9 +274,10 @@ async def _added(
     progress: Progress,
 ) -> Added:
     pairs: list[tuple[_Asked, _Asked]] = []
+    questions = [Question.of(recording) for recording in recordings]
     failures: list[str] = []
     # The first of each does not count, and they take turns to be first.
-    for number, question in enumerate([recordings[0], *recordings]):
+    for number, question in enumerate([questions[0], *questions]):
         progress(f"question {number} of {len(recordings)}, both ways")
         try:
             if number % 2:
@@ -308,7 +287,7 @@ async def _added(
                 through = await _ask_gateway(address, web, target.token, question)
                 direct = await _ask_grpc(target, question)
         except ClientError as error:
-            failures.append(f"{question.path.name}: {error}")
+            failures.append(str(error))
             continue
         if number:
             pairs.append((direct, through))
@@ -328,50 +307,31 @@ async def _added(
     )
 
 
-async def _ask_grpc(target: Target, question: Recording) -> _Asked:
-    settings = conversation_pb2.SessionSettings(max_answer_tokens=ANSWER_TOKENS)
-    async with Conversation(
-        target, input_rate_hz=RATE_HZ, settings=settings, speed=math.inf
-    ) as conversation:
-        (turn, *_) = await ask(conversation, question.at_rate(RATE_HZ))
-    if turn.first_audio_ms is None or turn.network_ms is None:
-        raise ClientError(f"{question.path} was not answered aloud")
-    return _Asked(turn.first_audio_ms, turn.network_ms)
+async def _ask_grpc(target: Target, question: Question) -> _Asked:
+    return await _ask(GrpcLine(target, ANSWER_TOKENS, speed=math.inf), question)
 
 
 async def _ask_gateway(
-    address: str, web: ClientSession, token: str | None, question: Recording
+    address: str, web: ClientSession, token: str | None, question: Question
 ) -> _Asked:
-    frames = append_events(question)
-    async with connect(address, web, token=token, max_output_tokens=ANSWER_TOKENS) as client:
-        speaking = asyncio.create_task(client.speak(frames))
-        try:
-            while True:
-                happened = await client.next("minmo.turn_event")
-                if happened["kind"] == "user_turn_ended":
-                    break
-            await client.next("response.done")
-            item = next(reversed(client.arrived))
-            answer = client.arrived[item]
-            await client.send(
-                {
-                    "type": "minmo.playback",
-                    "item_id": item,
-                    "played_samples": answer.samples,
-                    "finished": True,
-                }
-            )
-            report = await client.next("minmo.turn_report")
-        finally:
-            speaking.cancel()
-            await asyncio.gather(speaking, return_exceptions=True)
-        first = answer.pieces[0][0]
-        ended = client.sent_at(happened["audio_ms"])
-        spoken = client.sent_at(question.speech_end_ms())
-        assert ended is not None and spoken is not None, "what was heard was sent"
-        way_ms = (first - ended) * 1000 - report["first_audio_ms"]
-        lost = max(0, report["audio_ms"] - round(answer.samples * 1000 / RATE_HZ))
-        return _Asked((first - spoken) * 1000, way_ms, answer.stutter_ms(), lost * RATE_HZ // 1000)
+    line = GatewayLine([address], web, token, ANSWER_TOKENS, at_once=True)
+    return await _ask(line, question)
+
+
+async def _ask(line: Line, question: Question) -> _Asked:
+    """Asks a question; the answer counts as heard as soon as it has come."""
+    user = SimulatedUser(0, line, [question], Habits(), random.Random(0))
+    try:
+        turn = await user.ask(question)
+    except LineError as error:
+        raise ClientError(f"{question.name}: {error}") from None
+    # Positions are those of a stream that is over, and are kept with it.
+    ended = line.sent_at(turn.turn_ended_ms)
+    if turn.first_audio is None or turn.first_audio_ms is None or turn.report is None:
+        raise ClientError(f"{question.name} was not answered aloud but {turn.outcome}")
+    assert ended is not None, "what was heard was sent"
+    way_ms = (turn.first_audio - ended) * 1000 - turn.report.first_audio_ms
+    return _Asked(turn.first_audio_ms, way_ms, turn.stutter_ms, turn.lost_samples)
 
 
 # --- idle connections
@@ -382,7 +342,7 @@ async def _idle(
     process: psutil.Process,
     web: ClientSession,
     token: str | None,
-    question: Recording,
+    question: Question,
     count: int,
     talking: Sequence[int],
 ) -> Idle:
@@ -438,7 +398,8 @@ async def _active(
     seconds = _CYCLES * replay.cycle_seconds(recording)
     expected = sum(len(one.response.audio.data) // 2 for one in recording)
     orchestrator = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "minmo.bench.replay", str(path)), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "minmo.bench.replay.orchestrator", str(path)),
+        stdout=asyncio.subprocess.PIPE,
     )
     assert orchestrator.stdout is not None
     try:
@@ -460,7 +421,7 @@ async def _active(
                 await asyncio.sleep(_SETTLE_SECONDS)
             heard = [json.loads(await orchestrator.stdout.readline()) for _ in range(count)]
     finally:
-        await _end(orchestrator)
+        await end(orchestrator)
     sent = sum(round(client.sent_ms * RATE_HZ / 1000) for client in clients)
     answers = [list(client.arrived.values())[:_CYCLES] for client in clients]
     arrived = sum(answer.samples for all_of_one in answers for answer in all_of_one)

@@ -8,20 +8,22 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 
 from minmo.audio.pcm import PcmFormat
+from minmo.bench.arrivals import FRAME_SECONDS, RATE_HZ, Arrived
 from minmo.client.errors import ClientError
 from minmo.client.recording import Recording
 
-RATE_HZ = 24_000
-FRAME_SECONDS = 0.02
 _FRAME_SAMPLES = round(RATE_HZ * FRAME_SECONDS)
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _AUDIO = "response.output_audio.delta"
+SOUND = "minmo.bench.sound"
+"""Stands among the events for the first audio of an answer, with ``item_id`` and ``at``."""
+CLOSED = "minmo.closed"
+"""Stands among the events for the end of the connection, with ``code``."""
 
 
 def append_events(recording: Recording) -> list[str]:
@@ -38,32 +40,6 @@ def append_event(pcm: bytes) -> str:
 
 
 SILENCE = append_event(b"")
-
-
-@dataclass
-class Arrived:
-    """Audio of one answer, as it came.
-
-    Attributes:
-        pieces: of each event with audio, its time on the monotonic clock, and how many samples.
-    """
-
-    pieces: list[tuple[float, int]] = field(default_factory=list)
-
-    @property
-    def samples(self) -> int:
-        """Samples that came."""
-        return sum(count for _, count in self.pieces)
-
-    def stutter_ms(self) -> float:
-        """Longest silence within the answer at a loudspeaker that begins with its first piece."""
-        longest, played_until = 0.0, None
-        for at, count in self.pieces:
-            if played_until is None:
-                played_until = at
-            longest = max(longest, at - played_until)
-            played_until = max(at, played_until) + count / RATE_HZ
-        return longest * 1000
 
 
 class RealtimeClient:
@@ -111,7 +87,7 @@ class RealtimeClient:
                     if event["type"] == kind:
                         return event
                     passed.append(f"{event['type']} {event.get('kind', '')}".strip())
-                    if event["type"] in ("error", "minmo.closed"):
+                    if event["type"] in ("error", CLOSED):
                         raise ClientError(f"the gateway says {event} instead of {kind}")
         except TimeoutError:
             raise ClientError(
@@ -124,12 +100,15 @@ class RealtimeClient:
         number = 0
         while until_cancelled or number < len(frames):
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            now = time.monotonic()
-            self.late_ms = max(self.late_ms, (now - due) * 1000)
-            self._sent_at.append(now)
-            await self._socket.send_str(frames[number] if number < len(frames) else SILENCE)
+            self.late_ms = max(self.late_ms, (time.monotonic() - due) * 1000)
+            await self.send_frame(frames[number] if number < len(frames) else SILENCE)
             number += 1
             due += FRAME_SECONDS
+
+    async def send_frame(self, event: str) -> None:
+        """Sends one frame of `append_events`."""
+        self._sent_at.append(time.monotonic())
+        await self._socket.send_str(event)
 
     @property
     def closed(self) -> bool:
@@ -156,12 +135,63 @@ class RealtimeClient:
                 samples = len(event["delta"]) * 3 // 4 // 2
                 if event["delta"].endswith("="):
                     samples = len(base64.b64decode(event["delta"])) // 2
-                self.arrived.setdefault(event["item_id"], Arrived()).pieces.append((now, samples))
+                self._sound(event["item_id"], now, samples)
                 continue
             if event["type"] == "minmo.ready":
                 self.session_id = event["session_id"]
             self.events.put_nowait(event)
-        self.events.put_nowait({"type": "minmo.closed", "code": self._socket.close_code})
+        self.events.put_nowait({"type": CLOSED, "code": self._socket.close_code})
+
+    def _sound(self, item_id: str, now: float, samples: int) -> None:
+        answer = self.arrived.get(item_id)
+        if answer is None:
+            answer = self.arrived[item_id] = Arrived()
+            self.events.put_nowait({"type": SOUND, "item_id": item_id, "at": now})
+        answer.pieces.append((now, samples))
+
+
+async def open_client(
+    address: str,
+    session: ClientSession,
+    *,
+    token: str | None = None,
+    max_output_tokens: int = 24,
+    session_id: str = "",
+    transcription: bool = False,
+) -> RealtimeClient:
+    """Connects to a gateway, with MinMo's own events; close it afterwards.
+
+    Args:
+        address: ``host:port`` of the gateway.
+        session: makes the connection.
+        token: API key.
+        max_output_tokens: of one answer.
+        session_id: the session to go on with; empty makes one.
+        transcription: asks for the user's words.
+
+    Raises:
+        ClientError: the gateway does not open a session, or ends the connection.
+        aiohttp.ClientError, OSError: it cannot be reached, or refuses.
+    """
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    going_on = f"&session_id={session_id}" if session_id else ""
+    socket = await session.ws_connect(
+        f"ws://{address}/v1/realtime?model=minmo&minmo=1{going_on}",
+        headers=headers,
+        max_msg_size=_MAX_MESSAGE_BYTES,
+    )
+    client = RealtimeClient(socket)
+    wanted: dict[str, Any] = {"type": "realtime", "max_output_tokens": max_output_tokens}
+    if transcription:
+        wanted["audio"] = {"input": {"transcription": {}}}
+    try:
+        await client.next("session.created", 15)
+        await client.send({"type": "session.update", "session": wanted})
+        await client.next("session.updated", 15)
+    except BaseException:
+        await client.close()
+        raise
+    return client
 
 
 @asynccontextmanager
@@ -172,30 +202,9 @@ async def connect(
     token: str | None = None,
     max_output_tokens: int = 24,
 ) -> AsyncIterator[RealtimeClient]:
-    """Connects to a gateway, with MinMo's own events.
-
-    Args:
-        address: ``host:port`` of the gateway.
-        session: makes the connection.
-        token: API key.
-        max_output_tokens: of one answer.
-    """
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with session.ws_connect(
-        f"ws://{address}/v1/realtime?model=minmo&minmo=1",
-        headers=headers,
-        max_msg_size=_MAX_MESSAGE_BYTES,
-    ) as socket:
-        client = RealtimeClient(socket)
-        try:
-            await client.next("session.created", 15)
-            await client.send(
-                {
-                    "type": "session.update",
-                    "session": {"type": "realtime", "max_output_tokens": max_output_tokens},
-                }
-            )
-            await client.next("session.updated", 15)
-            yield client
-        finally:
-            await client.close()
+    """Connects to a gateway as `open_client` does, and closes the connection at the end."""
+    client = await open_client(address, session, token=token, max_output_tokens=max_output_tokens)
+    try:
+        yield client
+    finally:
+        await client.close()

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from minmo.cli import bench_load
 from minmo.cli.options import Address, Json, Mode, ModeOption, Preset, TlsCa, Token
 
 
@@ -31,6 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Measure what runs here.\n\nExample: minmo bench latency",
 )
+app.command("load", epilog=bench_load.EPILOG)(bench_load.load)
 
 
 @app.command("latency")

@@ -51,3 +51,22 @@ ModeOption = Annotated[
     Mode, typer.Option("--mode", help=f"Mode of a server that is started. {MODES_HELP}")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Replicas = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME=N,...",
+        help="Processes of a service: encoder, llm (each with a Triton of its own), voice_decoder, "
+        "orchestrator, gateway, or all. One of each by default.",
+    ),
+]
+
+
+def replicas_of(text: str) -> dict[str, int]:
+    """What `Replicas` says; nothing if it is empty. Raises InputError."""
+    from minmo.cli.errors import InputError
+    from minmo.stack.replicas import parse_replicas
+
+    try:
+        return dict(parse_replicas(text)) if text else {}
+    except ValueError as error:
+        raise InputError(f"--replicas: {error}") from None

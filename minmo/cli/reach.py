@@ -73,7 +73,7 @@ class Reach:
             )
 
         async def with_stack(stack: Stack) -> Result:
-            target = Target(stack.addresses["orchestrator"])
+            target = Target(stack.targets["orchestrator"])
             return await work(Server(target, stack.describe(), stack))
 
         return run_with_stack(self.config, with_stack, quiet=self.quiet)
@@ -90,7 +90,8 @@ def run_with_stack(
         StackError, WeightsError: it could not be started.
         KeyboardInterrupt: a signal ended it.
     """
-    ensure_weights(config.preset, quiet=quiet)
+    if config.needs_weights:
+        ensure_weights(config.preset, quiet=quiet)
     return asyncio.run(_start_and_run(config, work, quiet))
 
 

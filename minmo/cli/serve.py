@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minmo.cli.options import MODES_HELP, Json, Mode
+from minmo.cli.options import MODES_HELP, Json, Mode, Replicas, replicas_of
 
 if TYPE_CHECKING:
     from minmo.stack import Stack
@@ -59,6 +59,7 @@ def serve(
             help="gRPC address of an external Triton; by default one is started.",
         ),
     ] = None,
+    replicas: Replicas = "",
     token: Annotated[
         str | None,
         typer.Option(
@@ -69,6 +70,15 @@ def serve(
     metrics: Annotated[
         bool, typer.Option("--metrics/--no-metrics", help="Export Prometheus metrics.")
     ] = True,
+    prometheus: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MINMO_PROMETHEUS",
+            dir_okay=False,
+            metavar="FILE.json",
+            help="Write where the metrics are into this file, for Prometheus' file_sd_configs.",
+        ),
+    ] = None,
     tls_cert: Annotated[
         Path | None,
         typer.Option(
@@ -117,6 +127,8 @@ def serve(
 
     if (tls_cert is None) != (tls_key is None):
         raise InputError("--tls-cert and --tls-key go together: give both or neither")
+    if prometheus is not None and not metrics:
+        raise InputError("--prometheus names metrics that --no-metrics turns off: leave one out")
     config = StackConfig(
         preset=preset,
         mode=mode.value,
@@ -125,6 +137,8 @@ def serve(
         web_port=web_port,
         gateway=gateway and tls_client_ca is None,
         metrics=metrics,
+        prometheus=prometheus,
+        replicas=replicas_of(replicas),
         redis_url=redis_url,
         triton_address=triton_address,
         token=token,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ class StackConfig:
         gateway: whether there is a gateway, which serves the page and the Realtime protocol.
         web_port: its port; 0 takes a free one, None takes 8080 or else a free one.
         metrics: whether the processes export Prometheus metrics.
+        prometheus: file that is to say where they are, while the stack runs (`minmo.stack.scrape`).
         redis_url: an external Redis; None starts one, whose data stay in the folder.
         triton_address: gRPC address of an external Triton; None starts one.
         token: API token that the public API wants.
@@ -36,6 +37,14 @@ class StackConfig:
         folder: where the run and data folders are.
         variables: settings of single services, by their name, as environment variables.
         cores: cores to plan for; those that this process may use if None.
+        replicas: processes of a service, by its name; one where nothing is said. A replica of the
+            llm has a Triton of its own, unless there is an external one.
+        held_back: further replicas, which all clients know of and which `Stack.add` starts.
+        drain_seconds: time that running calls have to end after SIGTERM, in every service; None
+            takes few, as suits a stack that one person stops.
+        stand_ins: what is run in the place of a service, by its name: arguments of Python, as in
+            ``("-m", "package.module")``, to which the service's own flags are added. Where the llm
+            has one there is no Triton.
     """
 
     preset: str = "mini"
@@ -45,6 +54,7 @@ class StackConfig:
     gateway: bool = False
     web_port: int | None = None
     metrics: bool = True
+    prometheus: Path | None = None
     redis_url: str | None = None
     triton_address: str | None = None
     token: str | None = field(default=None, repr=False)
@@ -55,6 +65,15 @@ class StackConfig:
     folder: Path = field(default_factory=home.home)
     variables: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     cores: int | None = None
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    held_back: Mapping[str, int] = field(default_factory=dict)
+    drain_seconds: float | None = None
+    stand_ins: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether a model is loaded: not every service that has one has a stand-in."""
+        return not {"encoder", "llm", "voice_decoder"} <= self.stand_ins.keys()
 
     @property
     def instance(self) -> str:

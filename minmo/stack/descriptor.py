@@ -23,7 +23,7 @@ class ServiceDescription(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     pid: int | None
-    """None: runs elsewhere, or is being started again."""
+    """None: runs elsewhere, is being started (again), or is held back."""
     address: str
     """``host:port``."""
     metrics: str | None = None
@@ -46,7 +46,7 @@ class Descriptor(BaseModel):
     preset: str
     mode: str
     address: str
-    """``host:port`` of the public API."""
+    """``host:port`` of the public API, or a gRPC list of its replicas."""
     tls: bool = False
     """The public API is reached with TLS."""
     token: bool = False

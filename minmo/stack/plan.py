@@ -8,23 +8,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import Literal
 
 from minmo.stack import ready, redis, shared_memory
 from minmo.stack.config import StackConfig
+from minmo.stack.errors import StackError
 from minmo.stack.mode import Mode, chosen
 from minmo.stack.process import ProcessSpec
+from minmo.stack.replicas import ServiceName, count_of, kind_of, replica_names, target_of
 from minmo.stack.threads import available_cores, thread_budget, thread_variables
 from minmo.stack.triton import triton_command
 from minmo.weights import home
 from minmo.weights.parts import preset_name
 
-ServiceName = Literal["encoder", "voice_decoder", "llm", "orchestrator", "gateway"]
-
 _LOOPBACK = "127.0.0.1"
 # On few, busy cores PyTorch alone takes its time to load.
 _SERVICE_READY_SECONDS = 120.0
 _TRITON_READY_SECONDS = 120.0
+# Few, for a stack that one person stops.
+_DRAIN_SECONDS: dict[ServiceName, int] = {"orchestrator": 3, "gateway": 2}
+_OTHERS_DRAIN_SECONDS = 1
 # Of a slow disk, which weights of gigabytes come from.
 _BYTES_PER_SECOND = 50e6
 # Variables of who starts the stack that are about its public API: the services behind it must not
@@ -33,6 +35,8 @@ _PUBLIC_VARIABLES = (
     *("MINMO_TOKEN", "MINMO_TLS_", "MINMO_UPSTREAM_", "MINMO_READY_FILE"),
     *("MINMO_API_KEYS_FILE", "MINMO_JWT_", "MINMO_ALLOWED_ORIGINS"),
 )
+# Who starts a stack is told at once that weights cannot be used.
+_OWN_VARIABLES = {"MINMO_WAIT_FOR_WEIGHTS": "false"}
 # What the gateway takes from who starts the stack: it is open to the world.
 _GATEWAY_VARIABLES = ("MINMO_API_KEYS_FILE", "MINMO_JWT_", "MINMO_ALLOWED_ORIGINS")
 
@@ -45,8 +49,12 @@ class Plan:
         config: what it is to be.
         folder: its own folder, with ``ready/`` in it.
         reserve: gives a port of 127.0.0.1 that stays reserved as long as the stack lives.
-        public: ``(port, address)`` of the public gRPC API.
+        public: ``(port, address)`` of the public gRPC API, of its first replica if it has several.
         web: the same of the gateway; None has no gateway.
+
+    Attributes:
+        addresses: ``host:port`` of each process, by its name.
+        targets: where clients find a service: its address, or a gRPC list of its replicas'.
 
     Raises:
         StackError: a part is missing on this machine.
@@ -60,6 +68,7 @@ class Plan:
     web: tuple[int, str] | None = None
     specs: list[ProcessSpec] = field(default_factory=list, init=False)
     addresses: dict[str, str] = field(default_factory=dict, init=False)
+    targets: dict[str, str] = field(default_factory=dict, init=False)
     metrics_urls: dict[str, str] = field(default_factory=dict, init=False)
     redis_url: str = field(default="", init=False)
     mode: Mode = field(default="cascade", init=False)
@@ -71,16 +80,11 @@ class Plan:
         cores = self.config.cores or available_cores()
         self._threads = thread_budget(cores)
         self._plan_redis()
-        self._plan_triton()
         preload = "embeddings" if self.mode == "aligned" else "words"
         self._plan_service("encoder", ["--preset", self._preset, "--preload", preload])
         sends = [] if self.mode == "aligned" else ["--no-hidden-states"]
         self._plan_service("voice_decoder", ["--preset", self._preset, *sends])
-        self._plan_service(
-            "llm",
-            ["--preset", self._preset, "--triton-address", self.addresses["triton"]],
-            needs=["triton"],
-        )
+        self._plan_llm()
         self._plan_orchestrator()
         if self.web is not None:
             self._plan_gateway(*self.web)
@@ -106,57 +110,81 @@ class Plan:
             )
         )
 
-    def _plan_triton(self) -> None:
-        if self.config.triton_address is not None:
-            self.addresses["triton"] = self.config.triton_address
-            return
+    def _plan_llm(self) -> None:
+        """Fronts of the LLM, each with a Triton of its own, so that its sessions have one cache."""
+        external = self.config.triton_address
+        for name, held_back in self._replicas("llm"):
+            arguments, needs = ["--preset", self._preset], []
+            if "llm" not in self.config.stand_ins:
+                triton = "triton" if external is not None else name.replace("llm", "triton")
+                if external is not None:
+                    self.addresses[triton] = external
+                else:
+                    self._plan_triton(triton, held_back=held_back)
+                    needs = [triton]
+                arguments += ["--triton-address", self.addresses[triton]]
+            self._plan_replica("llm", name, arguments, needs, held_back=held_back)
+        self._set_target("llm")
+
+    def _plan_triton(self, name: str, *, held_back: bool) -> None:
         grpc_port, http_port = self.reserve(), self.reserve()
         metrics_port = self.reserve() if self.config.metrics else -1
         threads = self._threads["triton"]
         command, environment = triton_command(
             grpc_port, http_port, metrics_port, preset=self._preset, threads=threads
         )
-        prefix = shared_memory.prefix(self.folder.name)
+        prefix = shared_memory.prefix(self.folder.name, name)
         command.append(f"--backend-config=python,shm-region-prefix-name={prefix}")
-        self.addresses["triton"] = f"{_LOOPBACK}:{grpc_port}"
+        self.addresses[name] = f"{_LOOPBACK}:{grpc_port}"
         if self.config.metrics:
-            self.metrics_urls["triton"] = f"http://{_LOOPBACK}:{metrics_port}/metrics"
+            self.metrics_urls[name] = f"http://{_LOOPBACK}:{metrics_port}/metrics"
 
         async def is_ready(_: int) -> bool:
             # Triton is ready when its models are.
             return await ready.http_status(http_port, "/v2/health/ready") == HTTPStatus.OK
 
         def tidy() -> None:
-            shared_memory.remove(self.folder.name)
+            shared_memory.remove(self.folder.name, name)
 
         self.specs.append(
             ProcessSpec(
-                name="triton",
+                name=name,
                 command=command,
                 ready=is_ready,
-                environment=self._environment("triton", threads, environment),
+                environment=self._environment(name, threads, environment),
                 ready_seconds=_TRITON_READY_SECONDS + self._load_seconds,
                 stop_seconds=5,
                 tidy=tidy,
+                held_back=held_back,
             )
         )
 
-    def _plan_service(
-        self, name: ServiceName, arguments: list[str], needs: list[str] | None = None
+    def _plan_service(self, service: ServiceName, arguments: list[str]) -> None:
+        for name, held_back in self._replicas(service):
+            self._plan_replica(service, name, arguments, [], held_back=held_back)
+        self._set_target(service)
+
+    def _plan_replica(
+        self,
+        service: ServiceName,
+        name: str,
+        arguments: list[str],
+        needs: list[str],
+        *,
+        held_back: bool,
     ) -> None:
         port = self.reserve()
         self.addresses[name] = f"{_LOOPBACK}:{port}"
-        self._add_service(name, ["--host", _LOOPBACK, "--port", str(port), *arguments], needs or [])
+        own = ["--host", _LOOPBACK, "--port", str(port), *arguments]
+        self._add_service(service, name, own, needs, held_back=held_back)
 
     def _plan_orchestrator(self) -> None:
         config = self.config
-        port, self.addresses["orchestrator"] = self.public
         arguments = [
-            *("--host", config.host, "--port", str(port), "--mode", self.mode),
-            *("--encoder-address", self.addresses["encoder"]),
-            *("--llm-address", self.addresses["llm"]),
-            *("--voice-decoder-address", self.addresses["voice_decoder"]),
-            *("--drain-seconds", "3"),
+            *("--mode", self.mode),
+            *("--encoder-address", self.targets["encoder"]),
+            *("--llm-address", self.targets["llm"]),
+            *("--voice-decoder-address", self.targets["voice_decoder"]),
         ]
         for flag, path in (
             ("--tls-cert", config.tls_cert),
@@ -169,16 +197,17 @@ class Plan:
         secrets = {"MINMO_REDIS_URL": self.redis_url}
         if config.token is not None:
             secrets["MINMO_TOKEN"] = config.token
-        started = {spec.name for spec in self.specs}
-        self._add_service("orchestrator", arguments, sorted(started - {"triton"}), secrets)
+        needs = self._started("redis", "encoder", "voice_decoder", "llm")
+        self._plan_public("orchestrator", self.public, arguments, needs, secrets)
+        if config.tls_cert is not None and self.targets["orchestrator"].startswith("ipv4:"):
+            raise StackError(
+                "replicas of the orchestrator with TLS: no certificate is for a list of "
+                "addresses; leave one of the two out"
+            )
 
     def _plan_gateway(self, port: int, address: str) -> None:
         config = self.config
-        self.addresses["gateway"] = address
-        arguments = [
-            *("--host", config.host, "--port", str(port), "--drain-seconds", "2"),
-            *("--orchestrator-address", self.addresses["orchestrator"]),
-        ]
+        arguments = ["--orchestrator-address", self.targets["orchestrator"]]
         for flag, path in (
             ("--tls-cert", config.tls_cert),
             ("--tls-key", config.tls_key),
@@ -192,34 +221,77 @@ class Plan:
         }
         if config.token is not None:
             secrets["MINMO_TOKEN"] = config.token
-        self._add_service("gateway", arguments, ["orchestrator"], secrets)
+        needs = self._started("orchestrator")
+        self._plan_public("gateway", (port, address), arguments, needs, secrets)
+
+    def _plan_public(
+        self,
+        service: ServiceName,
+        first: tuple[int, str],
+        arguments: list[str],
+        needs: list[str],
+        secrets: dict[str, str],
+    ) -> None:
+        """A service that the world may reach; replicas behind the first have ports of their own."""
+        host = first[1].rpartition(":")[0]
+        for name, held_back in self._replicas(service):
+            port, address = first
+            if name != service:
+                port = self.reserve()
+                address = f"{host}:{port}"
+            self.addresses[name] = address
+            own = ["--host", self.config.host, "--port", str(port), *arguments]
+            self._add_service(service, name, own, needs, secrets, held_back=held_back)
+        self._set_target(service)
+
+    def _replicas(self, service: ServiceName) -> list[tuple[str, bool]]:
+        """Names of a service's processes, and whether they are held back."""
+        first, count = count_of(service, self.config.replicas, self.config.held_back)
+        return [(name, at >= first) for at, name in enumerate(replica_names(service, count))]
+
+    def _set_target(self, service: ServiceName) -> None:
+        self.targets[service] = target_of(
+            [self.addresses[name] for name, _ in self._replicas(service)]
+        )
+
+    def _started(self, *kinds: str) -> list[str]:
+        """Names of the processes of some kinds that start with the stack."""
+        return sorted(
+            spec.name for spec in self.specs if kind_of(spec.name) in kinds and not spec.held_back
+        )
 
     def _add_service(
         self,
-        name: ServiceName,
+        service: ServiceName,
+        name: str,
         arguments: list[str],
         needs: list[str],
         secrets: dict[str, str] | None = None,
+        *,
+        held_back: bool,
     ) -> None:
-        threads = self._threads[name]
+        threads = self._threads[service]
         metrics_port = self.reserve() if self.config.metrics else -1
         if self.config.metrics:
             self.metrics_urls[name] = f"http://{_LOOPBACK}:{metrics_port}/metrics"
         ready_file = self.folder / "ready" / f"{name}.json"
-        command = [sys.executable, "-m", f"services.{name}", *arguments]
+        drain_seconds = self.config.drain_seconds
+        if drain_seconds is None:
+            drain_seconds = _DRAIN_SECONDS.get(service, _OTHERS_DRAIN_SECONDS)
+        run = self.config.stand_ins.get(service, ("-m", f"services.{service}"))
+        command = [sys.executable, *run, *arguments]
         command += ["--metrics-port", str(metrics_port), "--threads", str(threads)]
-        command += ["--ready-file", str(ready_file)]
-        if "--drain-seconds" not in command:
-            command += ["--drain-seconds", "1"]
+        command += ["--ready-file", str(ready_file), "--drain-seconds", f"{drain_seconds:g}"]
         self.specs.append(
             ProcessSpec(
                 name=name,
                 command=command,
                 ready=ready.by_file(ready_file),
                 environment=self._environment(name, threads) | (secrets or {}),
-                needs=[need for need in needs if need in {spec.name for spec in self.specs}],
+                needs=needs,
                 ready_seconds=_SERVICE_READY_SECONDS + self._load_seconds,
-                stop_seconds=5 if name in ("orchestrator", "gateway") else 3,
+                stop_seconds=5 if service in ("orchestrator", "gateway") else 3,
+                held_back=held_back,
             )
         )
 
@@ -229,7 +301,8 @@ class Plan:
         inherited = {
             key: value for key, value in base.items() if not key.startswith(_PUBLIC_VARIABLES)
         }
-        return inherited | thread_variables(threads) | dict(self.config.variables.get(name, {}))
+        chosen = self.config.variables.get(kind_of(name), {})
+        return inherited | thread_variables(threads) | _OWN_VARIABLES | dict(chosen)
 
 
 def _absolute(preset: str) -> str:

@@ -40,6 +40,7 @@ class ProcessSpec:
         ready_seconds: longest time from the start until it is ready.
         stop_seconds: time between SIGTERM and SIGKILL.
         tidy: removes what the process, when killed, leaves behind; called after each end of it.
+        held_back: it is not started with the others, but when it is asked for.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ProcessSpec:
     ready_seconds: float = 60.0
     stop_seconds: float = 5.0
     tidy: Callable[[], None] = lambda: None
+    held_back: bool = False
 
 
 class State(StrEnum):

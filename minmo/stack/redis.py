@@ -67,10 +67,15 @@ async def answers(port: int) -> bool:
 
 async def check_external(url: str) -> None:
     """Raises StackError if the Redis at `url` cannot be used."""
-    import redis.asyncio
     from redis.exceptions import RedisError
 
-    client = redis.asyncio.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=3)
+    from minmo.rpc import redis_client
+
+    try:
+        redis_client.check_url(url)
+    except ValueError as error:
+        raise StackError(f"--redis-url {without_password(url)}: {error}") from None
+    client = redis_client.connect(url)
     try:
         await client.ping()
     except (RedisError, OSError) as error:

@@ -17,12 +17,13 @@ from types import TracebackType
 from typing import Self
 
 from minmo.rpc.metrics import minmo_version
-from minmo.stack import descriptor, redis, shared_memory
-from minmo.stack.config import DEFAULT_PORT, DEFAULT_WEB_PORT, StackConfig
+from minmo.stack import descriptor, redis, scrape, shared_memory
+from minmo.stack.config import DEFAULT_INSTANCE, DEFAULT_PORT, DEFAULT_WEB_PORT, StackConfig
 from minmo.stack.errors import StackError
 from minmo.stack.plan import Plan
 from minmo.stack.ports import PortReservation
 from minmo.stack.process import ProcessEvent, State, SupervisedProcess
+from minmo.stack.replicas import kind_of
 from minmo.stack.supervisor import STOP_SECONDS, Supervisor
 
 KEPT_LOGS = 5
@@ -63,8 +64,14 @@ class Stack:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """``host:port`` of orchestrator, gateway, encoder, llm, voice_decoder, triton and redis."""
+        """``host:port`` of each process: orchestrator, gateway, encoder, llm, voice_decoder, triton
+        and redis; of further replicas too, as in llm-2 and its triton-2."""
         return dict(self._planned.addresses)
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """Where clients find each service: its address, or a gRPC list of its replicas'."""
+        return dict(self._planned.targets)
 
     @property
     def metrics_urls(self) -> dict[str, str]:
@@ -143,6 +150,10 @@ class Stack:
             raise self._unwritable(error) from None
         await self._supervisor.start()
         try:
+            if self.config.prometheus is not None:
+                other = self.config.instance.removeprefix(DEFAULT_INSTANCE).removeprefix("-")
+                prefix = f"{other}/" if other else ""
+                scrape.write(self.config.prometheus, self.metrics_urls, prefix)
             self.describe().write(self.config.descriptor_path)
         except OSError as error:
             raise self._unwritable(error) from None
@@ -157,6 +168,8 @@ class Stack:
         if self._published:
             self._published = False
             self.config.descriptor_path.unlink(missing_ok=True)
+            if self.config.prometheus is not None:
+                self.config.prometheus.unlink(missing_ok=True)
         if self._supervisor is not None:
             await self._supervisor.stop(deadline_seconds)
             self._supervisor = None
@@ -187,6 +200,19 @@ class Stack:
         """Lets a process that was killed with ``restart=False`` start again."""
         self._process(name).resume()
 
+    async def add(self, service: str) -> str:
+        """Starts a replica of a service that was held back; returns its name when it is ready.
+
+        Raises:
+            StackError: none is held back any more, or it does not start.
+        """
+        self._check_loop()
+        for process in self._supervised.processes.values():
+            if kind_of(process.name) == service and process.state is State.NEW:
+                await self._supervised.add(process.name)
+                return process.name
+        raise StackError(f"no replica of {service} is held back any more")
+
     def signal(self, name: str, number: signal.Signals) -> None:
         """Sends a signal to a process (SIGSTOP and SIGCONT make one that hangs)."""
         self._process(name).send_signal(number)
@@ -214,7 +240,7 @@ class Stack:
             pid_start=descriptor.process_start(os.getpid()),
             preset=self.config.preset,
             mode=self._planned.mode,
-            address=self.addresses["orchestrator"],
+            address=self.targets["orchestrator"],
             tls=self.config.tls_cert is not None,
             token=self.config.token is not None,
             redis_url=redis.without_password(self.redis_url),

@@ -11,7 +11,7 @@ from minmo.stack.backoff import Backoff
 from minmo.stack.errors import StackError
 from minmo.stack.guard import Guard
 from minmo.stack.logs import ProcessLog
-from minmo.stack.process import ProcessEvent, ProcessSpec, SupervisedProcess
+from minmo.stack.process import ProcessEvent, ProcessSpec, State, SupervisedProcess
 
 STOP_SECONDS = 10.0
 
@@ -46,18 +46,37 @@ class Supervisor:
     async def start(self) -> None:
         """Starts each as soon as what it needs is ready; returns when all are.
 
+        Those that are held back are left out.
+
         Raises:
             StackError: one does not start. The others go on: call `stop`.
         """
-        ready = {name: asyncio.Event() for name in self.processes}
+        begun = [process for process in self.processes.values() if not process.spec.held_back]
+        await self._start(begun)
+
+    async def add(self, name: str) -> None:
+        """Starts a process that was held back, after those of its needs that were, too.
+
+        Raises:
+            StackError: it does not start.
+        """
+        process = self.processes[name]
+        for need in process.spec.needs:
+            if self.processes[need].state is State.NEW:
+                await self.add(need)
+        await self._start([process])
+
+    async def _start(self, processes: Sequence[SupervisedProcess]) -> None:
+        ready = {process.name: asyncio.Event() for process in processes}
 
         async def start(process: SupervisedProcess) -> None:
             for need in process.spec.needs:
-                await ready[need].wait()
+                if need in ready:
+                    await ready[need].wait()
             await process.start()
             ready[process.name].set()
 
-        tasks = [asyncio.create_task(start(process)) for process in self.processes.values()]
+        tasks = [asyncio.create_task(start(process)) for process in processes]
         try:
             await asyncio.gather(*tasks)
         finally:

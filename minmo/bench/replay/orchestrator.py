@@ -1,8 +1,8 @@
 """An orchestrator that computes nothing: it sends what a real one sent once, at the same times.
 
-``python -m minmo.bench.replay RECORDING`` prints its address as JSON, then a line for each stream
-that has ended. With it a gateway can be measured with more conversations than the models of a
-machine could hold. `record` makes a recording.
+``python -m minmo.bench.replay.orchestrator RECORDING`` prints its address as JSON, then a line for
+each stream that has ended. With it a gateway can be measured with more conversations than the
+models of a machine could hold. `record` makes a recording.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from minmo.audio.pcm import PcmFormat
-from minmo.bench.realtime import FRAME_SECONDS, RATE_HZ
+from minmo.bench.arrivals import FRAME_SECONDS, RATE_HZ
 from minmo.client.errors import ClientError
 from minmo.client.recording import Recording
 from minmo.client.target import Target
