@@ -10,11 +10,12 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	&& { echo $$python; break; }; done)
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+KIND ?= cpu
 # What `buf breaking` compares the contracts with.
 BEFORE ?= HEAD~1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format protos weights clean
+.PHONY: help run test lint format protos weights images clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -51,6 +52,9 @@ protos: $(VENV)/.installed-dev ## Generate minmo/v1 from protos/
 weights: $(VENV)/.installed ## Fetch and prepare the pretrained weights
 	@$(BIN)/minmo weights
 
+images: ## Build the images, with Docker (TORCH_INDEX: PyTorch for a CPU; or KIND=gpu; see docs/images.md)
+	@TORCH_INDEX="$(TORCH_INDEX)" deploy/images/build $(KIND)
+
 clean: ## Remove what was installed, generated and cached here (weights stay in ~/.cache/minmo)
 	@rm -rf $(VENV) $(CLIENTS) minmo/v1 build dist *.egg-info answer.wav report.json
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
@@ -74,7 +78,7 @@ minmo/v1/.generated: $(VENV)/.installed-dev
 IMPORTED := tests/system/test_imported_cascade.py
 define all_tests
 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(IMPORTED) tests/service tests/unit \
-	&& $(BIN)/python -m pytest tests/system --ignore $(IMPORTED)
+	&& $(BIN)/python -m pytest -n auto --dist loadfile tests/system --ignore $(IMPORTED)
 endef
 
 define set_up

@@ -16,6 +16,9 @@ class BuildWithProtos(build_py):
         from generate_protos import generate
 
         generate()
+        # Packages were looked for before this one was there.
+        if "minmo.v1" not in self.packages:
+            self.packages.append("minmo.v1")
         super().run()
 
 
