@@ -5,6 +5,7 @@ Its methods take and give raw bytes, so that it needs no contract of its own.
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ class EchoService:
             "Lose": unary(self.lose),
             "Find": unary(self.find),
             "Blocking": unary(lambda request, context: request),
+            "Block": unary(self.block),
             "Chat": stream(self.chat),
             "Hang": stream(self.hang),
         }
@@ -71,11 +73,16 @@ class EchoService:
         raise RuntimeError("the database password is hunter2")
 
     async def lose(self, request: bytes, context: Any) -> bytes:
-        self.readiness.set_not_ready("Triton does not answer")
+        self.readiness.set_not_ready("Triton does not answer", "triton")
         return b""
 
     async def find(self, request: bytes, context: Any) -> bytes:
         self.readiness.set_ready()
+        return b""
+
+    async def block(self, request: bytes, context: Any) -> bytes:
+        log.info("blocking")
+        time.sleep(float(request))  # noqa: ASYNC251 - the fault that is tested
         return b""
 
     async def chat(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
 import httpx
 import numpy as np
 import psutil
+import pytest
 from numpy.typing import NDArray
 
+from minmo.rpc.errors import StatusError, parse
 from minmo.stack.ports import PortReservation
 from minmo.stack.triton import triton_command
 from minmo.v1 import llm_pb2
@@ -85,22 +89,35 @@ class TritonProcess:
 class LlmProcess:
     """The service."""
 
-    def __init__(self, folder: Path, triton_port: int, *flags: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        triton_port: int,
+        *flags: str,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._ready = folder / "ready.json"
+        self._log = folder / "llm.log"
+        self._environment = {**os.environ, **variables}
         self._command = [
             *(sys.executable, "-m", "services.llm", "--ready-file", str(self._ready)),
-            *("--triton-address", f"127.0.0.1:{triton_port}", "--log-level", "warning"),
-            *("--drain-seconds", "1", *flags),
+            *("--triton-address", f"127.0.0.1:{triton_port}", "--drain-seconds", "1", *flags),
         ]
 
     def start(self) -> str:
         """Starts it; returns its address."""
-        self._process = subprocess.Popen(self._command)
+        self.start_without_waiting()
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not self._ready.exists():
             assert self._process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         return str(json.loads(self._ready.read_text())["address"])
+
+    def start_without_waiting(self) -> Path:
+        """Starts it; its log."""
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(self._command, env=self._environment, stderr=log)
+        return self._log
 
     def kill(self) -> None:
         self._process.kill()
@@ -109,6 +126,20 @@ class LlmProcess:
     def stop(self) -> int:
         self._process.terminate()
         return self._process.wait(20)
+
+
+async def logged(log: Path, event: str) -> dict[str, Any]:
+    """Waits until an event is in a log; what it says."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            for record in _records(log):
+                if record["event"] == event:
+                    return record
+            await asyncio.sleep(0.02)
+
+
+def _records(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
 
 
 class Caller:
@@ -125,6 +156,12 @@ class Caller:
     async def _read(self) -> None:
         async for response in self.call:
             self._answers[response.operation_id].put_nowait(response)
+
+    async def ended(self) -> StatusError:
+        """How the service ends the stream."""
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await asyncio.wait_for(asyncio.shield(self._reader), DEADLINE_SECONDS)
+        return parse(raised.value)
 
     async def send(self, branch: str = "main", epoch: int = 0, name: str = "", **what: Any) -> str:
         """Sends an operation, given as `prefill=...` and so on; returns its id."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,14 +63,20 @@ class Encoder:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoder]:
+    with running(tmp_path_factory.mktemp("encoder"), "--drain-seconds", "1") as encoder:
+        yield encoder
+
+
+@contextmanager
+def running(folder: Path, *flags: str) -> Iterator[Encoder]:
+    """An encoder of its own, which ends well."""
     weights_or_skip("vad")
-    folder = tmp_path_factory.mktemp("encoder")
     # What recognises words is loaded when the first test asks for it.
     environment = os.environ | {"MINMO_HOME": str(aligned_home(folder / "home"))}
     ready = folder / "ready.json"
     command = [
         *(sys.executable, "-m", "services.encoder", "--ready-file", str(ready)),
-        *("--log-level", "warning", "--drain-seconds", "1", "--preload", "embeddings"),
+        *("--log-level", "warning", "--preload", "embeddings", *flags),
         *("--config-deadline-seconds", str(CONFIG_DEADLINE_SECONDS)),
         *("--read-deadline-seconds", str(READ_DEADLINE_SECONDS)),
     ]
@@ -77,7 +84,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoder]:
         try:
             yield wait_ready(process, ready)
         finally:
-            process.terminate()
+            if process.poll() is None:
+                process.terminate()
             assert process.wait(20) == 0
 
 
@@ -602,7 +610,7 @@ async def test_what_a_vanished_client_asked_for_is_not_computed(
     encoder: Encoder, stub: EncoderServiceStub
 ) -> None:
     speech = np.resize(np.concatenate([clip.samples for clip in CLIPS]), 20 * RATE)
-    done = "minmo_encoder_recognise_duration_seconds_count"
+    done = 'minmo_encoder_job_duration_seconds_count{job="recognise"}'
     before = await encoder.metric(done)
     async with grpc.aio.insecure_channel(encoder.address) as channel:
         call = EncoderServiceStub(channel).Encode(timeout=DEADLINE_SECONDS)
@@ -612,13 +620,13 @@ async def test_what_a_vanished_client_asked_for_is_not_computed(
             await call.write(recognize(0, len(speech), segment_id))
 
         async def queued() -> bool:
-            return await encoder.metric("minmo_encoder_jobs_waiting") > 5
+            return await encoder.metric("minmo_encoder_waiting") > 5
 
         await until(queued)
     # The channel is closed: the client is gone.
     await until(encoder.has_no_streams)
     assert (await transcript(stub, CLIPS[0].samples)) != ""
-    assert await encoder.metric("minmo_encoder_jobs_waiting") == 0
+    assert await encoder.metric("minmo_encoder_waiting") == 0
     # The one that was asked for after it, and those that had begun already.
     assert await encoder.metric(done) - before < 8
 
@@ -656,3 +664,58 @@ async def test_too_many_questions_at_once_are_refused(stub: EncoderServiceStub) 
     status = await refusal(stub, [config(), *audio(speech), *questions])
     assert status.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert status.metadata["limit"] == "16 requests"
+
+
+class Stream:
+    """A stream that is open, and is sent silence and speech as it comes."""
+
+    def __init__(self, stub: EncoderServiceStub) -> None:
+        self.call = stub.Encode(timeout=DEADLINE_SECONDS)
+        self._sequence = 0
+
+    async def say(self, samples: Samples) -> encoder_pb2.VoiceActivity:
+        """The activity at the end of what is said."""
+        activity = encoder_pb2.VoiceActivity()
+        if not self._sequence:
+            await self.call.write(config())
+            assert (await self.call.read()).HasField("ready")
+        for request in audio(samples):
+            request.audio.sequence, self._sequence = self._sequence, self._sequence + 1
+            await self.call.write(request)
+            activity = (await self.call.read()).activity
+        return activity
+
+    async def send_away(self) -> StatusError:
+        """How the process ends the stream, within a second."""
+        async with asyncio.timeout(1):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await self.call.read()
+        return parse(raised.value)
+
+
+async def test_an_encoder_that_stops_ends_its_streams_between_segments(tmp_path: Path) -> None:
+    words = CLIPS[0].samples
+    silence = np.zeros(RATE // 2, np.float32)
+    with running(tmp_path, "--drain-seconds", "20") as encoder:
+        async with grpc.aio.insecure_channel(encoder.address) as channel:
+            stub: EncoderServiceStub = EncoderServiceStub(channel)
+            silent, speaking, embedding = (Stream(stub) for _ in range(3))
+            assert not (await silent.say(silence)).speaking
+            assert (await speaking.say(words[: RATE // 2])).speaking or (
+                await speaking.say(words[RATE // 2 : RATE])
+            ).speaking
+            await embedding.say(silence)
+            await embedding.call.write(start_embedding(0))
+            encoder.process.terminate()
+            assert (await silent.send_away()).reason == "DRAINING"
+            # Who speaks is heard to the end, and a second further.
+            await speaking.say(words[RATE:])
+            await speaking.say(silence)
+            with pytest.raises(grpc.RpcError):
+                await speaking.say(np.concatenate([silence] * 3))
+            assert (await speaking.send_away()).reason == "DRAINING"
+            await embedding.call.write(end_embedding(RATE // 2))
+            while not (await embedding.call.read()).embeddings.final:
+                pass
+            assert (await embedding.send_away()).reason == "DRAINING"
+        await asyncio.to_thread(encoder.process.wait, 20)

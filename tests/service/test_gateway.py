@@ -11,7 +11,6 @@ import re
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -25,14 +24,12 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import trustme
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
+from minmo.audio.opus import OpusDecoder, OpusEncoder
 from minmo.rpc.errors import resource_exhausted
-from minmo.rpc.health import HealthServicer, Readiness
 from minmo.v1 import common_pb2, conversation_pb2
-from minmo.v1.conversation_pb2_grpc import add_ConversationServiceServicer_to_server
-from tests.unit import scripted_server
-from tests.unit.scripted_server import Script, serving
+from tests.unit.gateway_opus import OPUS, framed, unframed
+from tests.unit.scripted_server import Script, serving, tone
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 20.0
@@ -53,19 +50,9 @@ class Orchestrator(Script):
         self.tokens: list[str] = []
         self.streams: list[grpc.aio.ServicerContext] = []
 
-    async def start(self) -> int:
-        """Serves, on the port that it had before, and says that it is well."""
-        readiness = Readiness()
-        readiness.mark_started()
-
-        def register(script: Script, server: grpc.aio.Server) -> None:
-            add_ConversationServiceServicer_to_server(script, server)
-            add_HealthServicer_to_server(HealthServicer(readiness, []), server)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(scripted_server, "add_ConversationServiceServicer_to_server", register)
-            self.port = await self.stack.enter_async_context(serving(self, self.port))
-        return self.port
+    async def start(self) -> None:
+        """Serves, on the port that it had before."""
+        self.port = await self.stack.enter_async_context(serving(self, self.port))
 
     async def Converse(self, request_iterator, context) -> None:
         metadata = dict(context.invocation_metadata() or ())
@@ -89,30 +76,56 @@ class Orchestrator(Script):
 
 
 class Gateway:
-    """A gateway's process."""
+    """A gateway's process, whose log is read as it comes."""
 
     def __init__(self, folder: Path, orchestrator_port: int, *flags: str) -> None:
         self._ready_file = folder / "ready.json"
-        self._log_file = folder / "log"
-        kept = {name: value for name, value in os.environ.items() if "MINMO_" not in name}
-        command = [sys.executable, "-m", "services.gateway", "--port", "0", *flags]
-        command += ["--ready-file", str(self._ready_file)]
-        command += ["--orchestrator-address", f"127.0.0.1:{orchestrator_port}"]
-        with self._log_file.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=kept, stdout=log, stderr=log)
+        self._command = [sys.executable, "-m", "services.gateway", "--port", "0", *flags]
+        self._command += ["--ready-file", str(self._ready_file)]
+        self._command += ["--orchestrator-address", f"127.0.0.1:{orchestrator_port}"]
+        self._lines: list[str] = []
+        self._grew = asyncio.Condition()
+        self._reader: asyncio.Task[None] | None = None
 
-    async def ready(self) -> None:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not self._ready_file.exists():
-            assert self.process.poll() is None, self.log()
-            assert time.monotonic() < deadline, self.log()
-            await asyncio.sleep(0.02)
-        report = json.loads(self._ready_file.read_text())
+    async def start(self) -> None:
+        """Returns when it is ready."""
+        kept = {name: value for name, value in os.environ.items() if "MINMO_" not in name}
+        self.process = await asyncio.create_subprocess_exec(
+            *self._command,
+            cwd=ROOT,
+            env=kept,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        self._reader = asyncio.create_task(self._read())
+        await self.logged("ready")
+        report = json.loads(await asyncio.to_thread(self._ready_file.read_text))
         self.address: str = report["address"]
         self._metrics_address: str = report["metrics_address"]
 
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            async with self._grew:
+                self._lines.append(line.decode())
+                self._grew.notify_all()
+        async with self._grew:
+            self._lines.append("{}")
+            self._grew.notify_all()
+
+    async def logged(self, event: str, **fields: str) -> None:
+        """Waits for a line of the log; also one that came already."""
+        wanted = {"event": event, **fields}.items()
+
+        def found() -> bool:
+            assert "{}" not in self._lines, self.log()
+            return any(wanted <= _fields(line).items() for line in self._lines)
+
+        async with asyncio.timeout(DEADLINE_SECONDS), self._grew:
+            await self._grew.wait_for(found)
+
     def log(self) -> str:
-        return self._log_file.read_text()
+        return "".join(self._lines)
 
     async def metric(self, sample: str) -> float:
         async with (
@@ -124,13 +137,26 @@ class Gateway:
         return float(match[1]) if match else 0.0
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Sends a signal; what the process ends with."""
         self.process.send_signal(number)
-        return await asyncio.to_thread(self.process.wait, DEADLINE_SECONDS)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            return await self.process.wait()
 
-    def close(self) -> None:
-        if self.process.poll() is None:
+    async def close(self) -> None:
+        if self.process.returncode is None:
             self.process.kill()
-            self.process.wait()
+            await self.process.wait()
+        if self._reader is not None:
+            await self._reader
+
+
+def _fields(line: str) -> dict[str, str]:
+    """A line's fields that are text."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return {}  # a library's
+    return {key: value for key, value in values.items() if isinstance(value, str)}
 
 
 class Client:
@@ -203,11 +229,11 @@ async def gateway(
         *("--read-deadline-seconds", "1"),
     )
     try:
-        await gateway.ready()
+        await gateway.start()
         yield gateway
         assert await gateway.end() == 0, gateway.log()
     finally:
-        gateway.close()
+        await gateway.close()
 
 
 async def test_a_conversation_goes_both_ways(gateway: Gateway, orchestrator: Orchestrator) -> None:
@@ -266,6 +292,57 @@ async def test_telephony_goes_through_at_its_own_rate(
     assert sum(len(base64.b64decode(event["delta"])) for event in deltas) == 2400
 
 
+async def test_opus_goes_through_and_what_is_none_is_refused(
+    gateway: Gateway, orchestrator: Orchestrator
+) -> None:
+    async with connected(gateway) as client:
+        await client.send("session.update", session=OPUS)
+        updated = await client.until("session.updated")
+        assert updated["session"]["audio"]["output"]["format"] == {"type": "audio/opus"}
+        encoder = OpusEncoder(48_000)
+        speech = encoder.encode(tone(600, 0.4, 48_000))
+        orchestrator.audio.clear()
+        await client.send("input_audio_buffer.append", audio=framed(speech[:10]))
+        await client.send("input_audio_buffer.append", audio=framed([b"\xff"]), event_id="e1")
+        error = await client.error()
+        assert (error["code"], error["event_id"]) == ("invalid_value", "e1")
+        await client.send("input_audio_buffer.append", audio=framed(speech[10:]))
+        for packet in encoder.encode(np.zeros(19_200, np.float32)):
+            await client.send("input_audio_buffer.append", audio=framed([packet]))
+        done = await client.until("response.done")
+        assert done["response"]["status"] == "completed"
+        item = done["response"]["output"][0]["id"]
+        # Three tenths of a second, filled up to whole packets.
+        await client.send(
+            "conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=310
+        )
+        await client.until("conversation.item.truncated")
+    assert orchestrator.configs[-1].input_format.sample_rate_hz == 48_000
+    heard = np.concatenate(orchestrator.audio)[: 20 * 960].astype(np.float32)
+    assert np.corrcoef(heard[312:], tone(600, 0.4, 48_000)[:-312])[0, 1] > 0.9
+    deltas = [event for event in client.events if event["type"] == "response.output_audio.delta"]
+    decoder = OpusDecoder(24_000)
+    packets = [packet for one in deltas for packet in unframed(base64.b64decode(one["delta"]))]
+    assert sum(len(decoder.decode(packet)) for packet in packets) == 16 * 480
+
+
+async def test_a_voice_that_is_none_is_refused_and_the_default_one_speaks(
+    gateway: Gateway, orchestrator: Orchestrator
+) -> None:
+    async with connected(gateway, "?minmo=1") as client:
+        audio = {"output": {"voice": "nobody"}}
+        await client.send("session.update", session={"audio": audio, "instructions": "Be brief."})
+        error = await client.error()
+        assert error["param"] == "session.audio.output.voice"
+        assert "there are: default" in error["message"]
+        ready = await client.until("minmo.ready")
+        assert (ready["voices"], ready["recording"]) == (["default"], False)
+    updates = [event for event in client.events if event["type"] == "session.updated"]
+    assert updates[-1]["session"]["audio"]["output"]["voice"] == "default"
+    settings = orchestrator.configs[-1].settings
+    assert (settings.voice, settings.system_prompt) == ("", "Be brief.")
+
+
 async def test_items_are_added_and_recordings_recognised(gateway: Gateway) -> None:
     async with connected(gateway) as client:
         part = {"type": "input_audio", "audio": base64.b64encode(bytes(960)).decode()}
@@ -297,9 +374,33 @@ async def test_bad_input_gets_an_error_and_the_connection_goes_on(gateway: Gatew
 
 
 async def test_a_message_of_twice_the_size_ends_the_connection(gateway: Gateway) -> None:
-    async with connected(gateway) as client:
-        await client.send("input_audio_buffer.append", audio="A" * 2 * LIMIT)
-        assert await client.closed() == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
+    # Of the message only how long it will be: what is not read when a connection ends resets it.
+    header = b"\x81\xff" + (2 * LIMIT + 1).to_bytes(8, "big") + bytes(4)
+    async with opened(gateway) as raw:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(raw, header)
+        received = b""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while piece := await loop.sock_recv(raw, 65_536):
+                received += piece
+    assert received.endswith(b"\x88\x02" + aiohttp.WSCloseCode.MESSAGE_TOO_BIG.to_bytes(2, "big"))
+
+
+@asynccontextmanager
+async def opened(gateway: Gateway, receive_bytes: int = 65_536) -> AsyncIterator[socket.socket]:
+    """A socket that has just become a WebSocket, but for the server's answer."""
+    host, port = gateway.address.rsplit(":", 1)
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        raw.connect((host, int(port)))
+        raw.setblocking(False)
+        request = (
+            f"GET /v1/realtime HTTP/1.1\r\nHost: {gateway.address}\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        await asyncio.get_running_loop().sock_sendall(raw, request.encode())
+        yield raw
 
 
 async def test_a_flood_is_slowed_down_then_cut_off_and_nobody_else_stutters(
@@ -325,7 +426,7 @@ async def test_a_flood_is_slowed_down_then_cut_off_and_nobody_else_stutters(
             await other.send("session.update", session={})
             await other.until("session.updated")
             waits.append(time.monotonic() - began)
-            await asyncio.sleep(0.02)
+            await asyncio.wait({ended}, timeout=0.02)
         assert ended.result() == aiohttp.WSCloseCode.POLICY_VIOLATION
         task.cancel()
     codes = {event["error"]["code"] for event in flooding.events if event["type"] == "error"}
@@ -335,30 +436,20 @@ async def test_a_flood_is_slowed_down_then_cut_off_and_nobody_else_stutters(
 
 
 async def test_a_client_that_does_not_read_is_closed(gateway: Gateway) -> None:
-    host, port = gateway.address.rsplit(":", 1)
     tools = [
         {"type": "function", "name": f"t{number}", "description": "x" * 1000}
         for number in range(64)
     ]
-    with socket.socket() as raw:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        raw.connect((host, int(port)))
-        raw.setblocking(False)
-        request = (
-            f"GET /v1/realtime HTTP/1.1\r\nHost: {gateway.address}\r\nUpgrade: websocket\r\n"
-            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-        )
+    async with opened(gateway, receive_bytes=4096) as raw:
         loop = asyncio.get_running_loop()
-        await loop.sock_sendall(raw, request.encode())
         await loop.sock_sendall(raw, frame({"tools": tools}))
-        closed = 'minmo_gateway_closed_total{reason="slow reader"}'
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while await gateway.metric(closed) == 0:
-                # Each is small and its answer is large.
-                with contextlib.suppress(OSError):
-                    await loop.sock_sendall(raw, frame({}) * 10)
-                await asyncio.sleep(0.1)
+        closed = asyncio.create_task(gateway.logged("closed", reason="slow reader"))
+        while not closed.done():
+            # Each is small and its answer is large.
+            with contextlib.suppress(OSError):
+                await loop.sock_sendall(raw, frame({}) * 10)
+            await asyncio.wait({closed}, timeout=0.1)
+        closed.result()
 
 
 def frame(settings: dict[str, Any]) -> bytes:
@@ -373,8 +464,8 @@ async def test_a_lost_orchestrator_is_found_again_and_the_session_goes_on(
     async with connected(gateway, "?minmo=1") as client:
         ready = await client.until("minmo.ready")
         await orchestrator.stack.aclose()
-        await asyncio.sleep(0.2)
-        await orchestrator.stack.enter_async_context(serving(orchestrator, orchestrator.port))
+        await gateway.logged("the orchestrator is lost")
+        await orchestrator.start()
         again = await client.until("minmo.ready")
         assert (again["session_id"], again["resumed"]) == (ready["session_id"], True)
         assert orchestrator.configs[-1].take_over
@@ -465,10 +556,10 @@ async def guarded(
         *("--audio-seconds-per-hour", "2", "--drain-seconds", "1"),
     )
     try:
-        await gateway.ready()
+        await gateway.start()
         yield gateway, context
     finally:
-        gateway.close()
+        await gateway.close()
 
 
 @asynccontextmanager
@@ -562,8 +653,7 @@ async def test_a_stop_tells_the_clients_and_leaks_no_secret(
     gateway = guarded[0]
     async with admitted(guarded) as client:
         await client.until("session.created")
-        gateway.process.send_signal(signal.SIGTERM)
+        ending = asyncio.create_task(gateway.end())
         assert await client.closed() == aiohttp.WSCloseCode.SERVICE_RESTART
-    status = await asyncio.to_thread(gateway.process.wait, DEADLINE_SECONDS)
-    assert status == 0, gateway.log()
+    assert await ending == 0, gateway.log()
     assert "very-secret" not in gateway.log()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -19,13 +20,16 @@ from minmo.engine.prompt import ChatFormat
 from minmo.model.llm import Llm, LlmCache, LlmConfig, Segment
 from minmo.rpc import client
 from minmo.rpc.errors import StatusError
+from minmo.settings import LlmSettings
 from minmo.v1 import common_pb2, llm_pb2
 from minmo.v1.llm_pb2_grpc import LlmServiceStub
+from services.llm.service import LlmService, _load_reader
 from tests.service.llm_processes import (
     Caller,
     LlmProcess,
     TritonProcess,
     caller,
+    logged,
     matrix,
     prefill,
     text,
@@ -420,3 +424,89 @@ async def test_a_killed_triton_costs_the_cache_but_not_the_stream(
         assert await line.tokens(start, 6) == expected
         # A process of the old server would keep its memory.
         assert orphans and not psutil.wait_procs(orphans, timeout=30)[1]
+
+
+async def test_a_service_that_stops_ends_its_streams_when_nothing_runs(
+    triton: TritonProcess, tmp_path: Path
+) -> None:
+    service = LlmProcess(tmp_path, triton.grpc_port, "--drain-seconds", "30")
+    address = service.start()
+    async with caller(address) as idle, caller(address) as busy:
+        position = (await idle.done(prefill=prefill(text("One")))).prefill_done.position
+        await busy.done(prefill=prefill(text("Tell me a story.")))
+        generate = llm_pb2.Generate(position=5, max_tokens=60, temperature=1.0)
+        answering = await busy.send(generate=generate)
+        await busy.next(answering)
+        stopping = asyncio.create_task(asyncio.to_thread(service.stop))
+        assert (await idle.ended()).reason == "DRAINING"
+        # Whoever is in front of Triton next finds the cache there.
+        answers = await busy.events(answering)
+        assert answers[-1].generate_done.reason != llm_pb2.FINISH_REASON_CANCELLED
+        assert (await busy.ended()).reason == "DRAINING"
+        assert await stopping == 0
+    again = LlmProcess(tmp_path, triton.grpc_port)
+    async with caller(again.start(), idle.session) as line:
+        await line.done(prefill=prefill(text("two"), position))
+    assert again.stop() == 0
+
+
+async def test_an_llm_of_another_preset_is_none(address: str, folder: Path) -> None:
+    service = LlmService(LlmSettings(preset="mini", triton_address="127.0.0.1:1"))
+    service._servicer.reader = _load_reader(service._settings)
+
+    class Triton:
+        address = "triton:8001"
+        model = llm_pb2.GetModelResponse(preset="mini", width=576)
+
+        async def problem(self) -> str:
+            return ""
+
+        async def describe(self) -> llm_pb2.GetModelResponse:
+            return self.model
+
+    service._triton = triton = Triton()  # type: ignore[assignment]
+    await service._check()
+    assert "triton" not in service.readiness.reason
+    triton.model = llm_pb2.GetModelResponse(preset="mini", width=64)
+    service._checked_at = -1000.0
+    await service._check()
+    assert service.readiness.reason == (
+        "Triton at triton:8001 hosts an LLM of width 64, the weights of preset 'mini' here have 576"
+    )
+
+
+async def test_weights_that_come_late_are_waited_for(
+    triton: TritonProcess, folder: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    service = LlmProcess(tmp_path, triton.grpc_port, variables={"MINMO_HOME": str(home)})
+    log = service.start_without_waiting()
+    address = (await logged(log, "starting"))["address"]
+    async with asyncio.timeout(30):
+        while "the weights of llm are not in" not in await client.problem_of(address):
+            await asyncio.sleep(0.05)
+    (home / "weights").mkdir(parents=True)
+    (home / "weights" / "mini").symlink_to(folder.parent)
+    await client.wait_ready(address, deadline_seconds=30)
+    assert service.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--preset", "big"], "--preset: there is no preset"),
+        (["--no-wait-for-weights"], "the weights of llm are not in"),
+    ],
+)
+def test_a_service_that_cannot_start_says_why(
+    flags: list[str], message: str, tmp_path: Path
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "services.llm", *flags],
+        env=os.environ | {"MINMO_HOME": str(tmp_path)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert message in run.stderr.decode()

@@ -7,9 +7,11 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -29,6 +31,9 @@ PROGRAM = Path(__file__).with_name("echo_service.py")
 SERVICE = "minmo.test.EchoService"
 TOKEN = "open-sesame"
 DEADLINE_SECONDS = 15.0
+LOAD_SERVICE = "xds.service.orca.v3.OpenRcaService"
+# Two doubles, each behind its tag.
+LOAD_REPORT = struct.Struct("<BdBd")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -126,8 +131,22 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 @pytest.fixture
 async def connection(echo: Process) -> AsyncIterator[grpc.aio.Channel]:
-    async with channel(echo.address, token=TOKEN, max_message_bytes=10**6) as open_channel:
+    async with reaching(echo.address, token=TOKEN, max_message_bytes=10**6) as open_channel:
         yield open_channel
+
+
+def reaching(address: str, **options: Any) -> grpc.aio.Channel:
+    """A channel that calls a server also while that says that it is not ready."""
+    return channel(address, only_healthy=False, **options)
+
+
+def over_http(process: Process, path: str) -> tuple[int, str]:
+    """Status and text that the metrics port answers."""
+    try:
+        with urllib.request.urlopen(f"http://{process.metrics_address}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode().strip()
+    except urllib.error.HTTPError as refusal:
+        return refusal.code, refusal.read().decode().strip()
 
 
 def _end(process: Process) -> None:
@@ -200,13 +219,61 @@ async def test_a_services_own_trouble_shows_in_health_with_its_reason(
     other.cancel()
     await call(connection, "Lose")
     assert (await watch.read()).status == NOT_SERVING
+    assert over_http(echo, "/readyz") == (503, "Triton does not answer")
+    assert over_http(echo, "/livez") == (200, "ok")
+    assert (await asyncio.to_thread(echo.logged, "not ready"))["reason"] == "Triton does not answer"
+    assert echo.metric('minmo_not_ready{reason="triton"}') == 1
     with pytest.raises(StatusError, match=r"after 0\.2 s: Triton does not answer"):
         await wait_ready(echo.address, deadline_seconds=0.2)
     assert await call(connection, "Echo", b"still here") == b"still here"
     await call(connection, "Find")
     assert (await watch.read()).status == SERVING
     await wait_ready(echo.address, SERVICE, deadline_seconds=5)
+    assert over_http(echo, "/readyz") == (200, "ok")
+    assert (await asyncio.to_thread(echo.logged, "ready again"))[
+        "lacked"
+    ] == "Triton does not answer"
     watch.cancel()
+
+
+async def test_a_process_whose_event_loop_is_stuck_does_not_live(start: Start) -> None:
+    process = start().ready()
+    assert over_http(process, "/livez") == (200, "ok")
+    async with channel(process.address) as connection:
+        blocking = asyncio.ensure_future(call(connection, "Block", b"2.5"))
+        await asyncio.to_thread(process.logged, "blocking")
+        assert over_http(process, "/livez") == (503, "the event loop has not turned for 2 s")
+        await blocking
+        assert over_http(process, "/livez") == (200, "ok")
+
+
+async def test_a_connection_ends_when_it_is_old_and_its_streams_do_not(start: Start) -> None:
+    process = start("--max-connection-seconds", "0.3").ready()
+    async with channel(process.address) as connection:
+        chat = stream(connection, "Chat")
+        await chat.write(b"early")
+        assert await chat.read() == b"early"
+        peers = set()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while len(peers) < 3:
+                await call(connection, "Echo")
+                peers.add(process.logged("echoing")["peer"])
+        await chat.write(b"late")
+        assert await chat.read() == b"late"
+
+
+async def test_a_server_says_how_much_it_has_to_do(start: Start) -> None:
+    process = start("--max-streams", "9").ready()
+    async with channel(process.address) as connection:
+        path = f"/{LOAD_SERVICE}/StreamCoreMetrics"
+        reports: Any = connection.unary_stream(path)(b"", timeout=10)
+        assert LOAD_REPORT.unpack(await reports.read())[3] == pytest.approx(0.1)
+        hanging = [stream(connection, "Hang") for _ in range(3)]
+        for hang in hanging:
+            assert await hang.read() == b"hanging"
+        async with asyncio.timeout(5):
+            while LOAD_REPORT.unpack(await reports.read())[3] != pytest.approx(0.4):
+                pass
 
 
 async def test_log_lines_of_a_call_carry_its_session_and_turn(
@@ -425,7 +492,7 @@ async def test_calls_are_refused_and_health_is_bad_until_the_service_has_started
     process = start("--hold", "--metrics-port", "-1")
     address = process.logged("starting")["address"]
     process.logged("held")
-    async with channel(address) as connection:
+    async with reaching(address) as connection:
         assert await health(connection) == NOT_SERVING
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await call(connection, "Echo")
@@ -451,13 +518,19 @@ async def test_a_signal_while_starting_ends_the_process(start: Start) -> None:
 
 async def test_sigterm_lets_open_streams_finish_and_refuses_new_calls(start: Start) -> None:
     process = start().ready()
-    async with channel(process.address) as connection:
+    async with reaching(process.address) as connection:
         chat = stream(connection, "Chat")
+        watch = health_pb2_grpc.HealthStub(connection).Watch(  # type: ignore[no-untyped-call]
+            health_pb2.HealthCheckRequest(), timeout=10
+        )
+        assert (await watch.read()).status == SERVING
         await chat.write(b"before")
         assert await chat.read() == b"before"
         process.terminate()
         process.logged("draining")
         assert await health(connection) == NOT_SERVING
+        assert (await watch.read()).status == NOT_SERVING
+        assert over_http(process, "/readyz") == (503, "draining")
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await call(connection, "Echo")
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -467,6 +540,8 @@ async def test_sigterm_lets_open_streams_finish_and_refuses_new_calls(start: Sta
         await chat.done_writing()
         assert await chat.read() is grpc.aio.EOF
         assert await chat.code() is grpc.StatusCode.OK
+        # Who watches does not keep the process.
+        assert await watch.read() is grpc.aio.EOF
     assert process.ended() == 0
     process.logged("echo stopped")
     assert not process.ready_file_exists

@@ -63,8 +63,14 @@ async def test_an_answer_is_spoken_to_its_last_token_and_the_same_again(
     assert answer.marks[-1] == (2, answer.done.sample_count)
     again = await decode(stub, CONFIG, tokens(1), tokens(1, 1), END)
     assert again.data == answer.data
+    for name in (
+        *("utterances", "audio_seconds", "compute_seconds", "token_steps", "token_step_seconds"),
+        *("speech_tokens", "chunk_steps", "chunk_step_seconds"),
+    ):
+        assert process.metric(f"minmo_voice_{name}_total") > 0, name
     assert process.metric("minmo_voice_chunks_total") > 4
     assert process.metric("minmo_voice_slots_in_use") == 0
+    assert process.metric("minmo_voice_slots") == 1
 
 
 async def test_who_finds_no_slot_in_time_is_refused_and_a_slot_is_free_when_its_caller_leaves(
@@ -90,6 +96,7 @@ async def test_who_finds_no_slot_in_time_is_refused_and_a_slot_is_free_when_its_
     assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert error.reason == "VOICE_BUSY"
     assert "within 0.5 s" in error.message
+    assert process.metric("minmo_voice_refused_total") == 1
     holder.cancel()
     await asyncio.gather(holder, return_exceptions=True)
     await process.until_no_stream()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from minmo.audio.resample import resample
 from minmo.client import Recording, Target, speech
 from minmo.stack.config import StackConfig
 from minmo.stack.stack import Stack
+from tests.otlp_collector import Collector, collecting
 
 ROOT = Path(__file__).parent.parent.parent
 SAME_LOOP = pytest.mark.asyncio(loop_scope="session")
@@ -22,12 +23,22 @@ SAME_LOOP = pytest.mark.asyncio(loop_scope="session")
 QUESTION = ROOT / "examples" / "question.wav"
 QUESTION_TEXT = "What part of the United States is your home?"
 DATA = ROOT / "tests" / "data"
+TRACED = ("gateway", "orchestrator", "encoder", "llm", "voice_decoder")
 CONFIG_DEADLINE_SECONDS = 3
 READ_DEADLINE_SECONDS = 4
 
 
+@pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    """What the services send their traces to."""
+    with collecting() as collector:
+        yield collector
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+async def stack(
+    tmp_path_factory: pytest.TempPathFactory, collector: Collector
+) -> AsyncIterator[Stack]:
     """The stack, ready. A process that a test kills is started again."""
     weights.ensure("mini")
     # Deadlines that a test waits for are shorter than a user would want them.
@@ -35,12 +46,13 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
         "MINMO_CONFIG_DEADLINE_SECONDS": str(CONFIG_DEADLINE_SECONDS),
         "MINMO_READ_DEADLINE_SECONDS": str(READ_DEADLINE_SECONDS),
     }
+    traces = {"MINMO_TRACING_ENDPOINT": collector.address}
     config = StackConfig(
         port=0,
         gateway=True,
         web_port=0,
         folder=tmp_path_factory.mktemp("home"),
-        variables={"orchestrator": deadlines},
+        variables=dict.fromkeys(TRACED, traces) | {"orchestrator": deadlines | traces},
     )
     async with Stack(config, listener=print) as stack:
         yield stack

@@ -30,6 +30,7 @@ from minmo.stack.stack import Stack
 from minmo.v1 import conversation_pb2
 from tests.aligned import aligned_home
 from tests.system.conftest import QUESTION, SAME_LOOP
+from tests.system.test_client_turns import BY_CLIENT, stream
 from tests.system.test_conversation import collect
 
 pytestmark = SAME_LOOP
@@ -238,3 +239,31 @@ async def test_a_killed_triton_rebuilds_the_cache_from_the_embeddings(
     assert Happening.RECOVERED in happened
     assert session.turns[0].text == first.user_text
     assert [turn.role for turn in session.turns] == [2, 3] * 2
+
+
+async def test_the_client_may_end_turns_and_ask_for_answers(aligned: Target) -> None:
+    settings = conversation_pb2.SessionSettings(turn_detection=BY_CLIENT, max_answer_tokens=8)
+    brief = conversation_pb2.CreateResponse(max_answer_tokens=2, text_only=True)
+    async with stream(aligned, settings) as talk:
+        await talk.say(Recording.read(QUESTION))
+        await talk.send(commit_input=conversation_pb2.CommitInput(), request_id="commit")
+        ended = await talk.event(conversation_pb2.TURN_EVENT_KIND_USER_TURN_ENDED)
+        assert ended.request_id == "commit"
+        while not (said := await talk.next("user_text")).user_text.final:
+            pass
+        assert said.request_id == "commit"
+        create = conversation_pb2.CreateResponse()
+        answer = (await talk.ask("report", create_response=create)).report
+        assert answer.user_turn_index == said.user_text.turn_index
+        assert answer.heard_text == answer.generated_text
+        # Speech was read as embeddings: there is more of it than of its words.
+        assert answer.read_count > len(said.user_text.text.split()) + 20
+        alone = conversation_pb2.CreateResponse(
+            instructions="Be kind.", max_answer_tokens=2, text_only=True
+        )
+        assert (await talk.ask("report", create_response=alone)).report.token_count == 2
+        last = (await talk.ask("report", create_response=brief)).report
+        assert last.read_count > answer.read_count
+        session = await sessions.get_session(aligned, talk.session_id)
+    assert [turn.role for turn in session.turns] == [2, 3, 3, 3]
+    assert session.turns[0].text == said.user_text.text != ""

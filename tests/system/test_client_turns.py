@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from minmo.audio.pcm import PcmFormat
-from minmo.client import Recording, Target, sessions
+from minmo.client import Conversation, Recording, StatusError, Target, sessions
 from minmo.rpc import client
 from minmo.stack.stack import Stack
 from minmo.v1 import common_pb2, conversation_pb2
@@ -62,6 +62,7 @@ class Stream:
         self.inbox: asyncio.Queue[ConverseResponse] = asyncio.Queue()
         self.reader = asyncio.create_task(self.read())
         self.session_id = ""
+        self.voices: list[str] = []
         self.sequence = 0
         self.seen: list[ConverseResponse] = []
 
@@ -147,7 +148,8 @@ async def stream(
                 take_over=True,
             )
         )
-        opened.session_id = (await opened.next("ready")).ready.session_id
+        ready = (await opened.next("ready")).ready
+        opened.session_id, opened.voices = ready.session_id, list(ready.voices)
         try:
             yield opened
         finally:
@@ -179,18 +181,22 @@ async def test_the_client_ends_the_turn_and_asks_for_its_answer(target: Target) 
         assert {message.request_id for message in audible} == {"answer"}
         heard = await recognise(target, talk.audio, RATE)
         assert word_error_rate(report.report.generated_text, heard) <= 0.4
-        # A client that says late that it played but half of it has the history cut.
-        half = conversation_pb2.Playback(
-            utterance_id=report.report.utterance_id,
-            played_samples=len(talk.audio) // 2,
-            finished=True,
-        )
-        await talk.send(playback=half)
-        assert await talk.refusal(delete_turn=DeleteTurn(turn_index=9)) == "NO_TURN"
-        cut = (await sessions.get_session(target, talk.session_id)).turns[1]
-        assert cut.outcome == conversation_pb2.TURN_OUTCOME_INTERRUPTED
-        assert report.report.heard_text.startswith(cut.text)
-        assert 0 < len(cut.text) < len(report.report.heard_text)
+        # A client that says late how much it played of it has the history corrected, either way.
+        whole = report.report.heard_text
+        for played, least, most in (
+            (len(talk.audio) // 2, 1, len(whole) - 1),
+            (len(talk.audio), len(whole), len(whole)),
+        ):
+            late = conversation_pb2.Playback(
+                utterance_id=report.report.utterance_id, played_samples=played, finished=True
+            )
+            await talk.send(playback=late)
+            changed = (await talk.next("turn_changed")).turn_changed
+            assert changed.utterance_id == late.utterance_id
+            assert changed.turn.outcome == conversation_pb2.TURN_OUTCOME_INTERRUPTED
+            assert whole.startswith(changed.turn.text)
+            assert least <= len(changed.turn.text) <= most
+            assert (await sessions.get_session(target, talk.session_id)).turns[1] == changed.turn
         # What is cleared is in no turn, and there is nothing left to commit.
         await talk.say(question)
         await talk.send(clear_input=ClearInput(), request_id="clear")
@@ -309,11 +315,13 @@ async def test_what_is_refused_leaves_the_stream_alive(target: Target) -> None:
                 ),
                 "tools",
             ),
+            (SessionSettings(voice="nobody"), "voice"),
         ):
             update = UpdateSettings(settings=settings)
             refused = (await talk.ask("refused", update_settings=update)).refused
             assert refused.reason == "BAD_SETTINGS"
             assert field in refused.field, refused
+        assert refused.message.endswith(f"there are: {', '.join(talk.voices)}")
         assert await talk.refusal(create_response=CreateResponse(tool_choice=named)) == (
             "BAD_REQUEST"
         )
@@ -324,6 +332,15 @@ async def test_what_is_refused_leaves_the_stream_alive(target: Target) -> None:
         await talk.send(interrupt=conversation_pb2.Interrupt())
         report = (await talk.next("report")).report
     assert report.outcome == conversation_pb2.TURN_OUTCOME_INTERRUPTED
+
+
+async def test_no_session_is_made_with_a_voice_that_is_none(target: Target) -> None:
+    nobody = SessionSettings(voice="nobody")
+    with pytest.raises(StatusError) as refused:
+        async with Conversation(target, input_rate_hz=16_000, settings=nobody):
+            pass
+    assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.reason == "VOICE_NOT_FOUND"
 
 
 async def test_a_named_tool_is_called_and_its_result_is_read(target: Target) -> None:
@@ -383,11 +400,12 @@ async def test_a_turn_that_the_client_ended_survives_the_orchestrator(
     async with stream(target, session_id=session_id) as talk:
         # Nobody has asked for an answer yet.
         await talk.nothing("assistant_text", 1.0)
-        await talk.send(create_response=CreateResponse())
+        await talk.send(create_response=CreateResponse(instructions="Sing.", max_answer_tokens=5))
         await talk.next("assistant_text")
     async with stream(target, session_id=session_id) as talk:
-        # Now somebody has: the next stream gives it.
+        # Now somebody has: the next stream gives it, as it was asked for.
         report = (await talk.next("report")).report
+        assert report.token_count == 5
         session = await sessions.get_session(target, session_id)
     assert word_error_rate(QUESTION_TEXT, session.turns[0].text) <= 0.2
     assert session.turns[1].text == report.heard_text != ""

@@ -354,6 +354,10 @@ async def test_a_browser_that_cannot_play_gets_answers_in_writing(
     await expect(page.get_by_role("alert")).to_contain_text("type below")
     await type_text(page, "What is the capital of France?")
     await expect(page.locator("#words .assistant")).to_contain_text("Paris")
+    # There is a session, and so its voices are there to choose from.
+    voices = await page.locator("#voice option").all_inner_texts()
+    assert voices[0] == "The server’s"
+    assert len(voices) > 1
 
 
 @pytest.mark.parametrize("rate_hz", [44_100, 48_000])

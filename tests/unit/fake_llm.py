@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
+from grpc_status import rpc_status
 
+from minmo.rpc.errors import unavailable
 from minmo.v1 import llm_pb2
 from minmo.v1.llm_pb2_grpc import LlmServiceServicer, add_LlmServiceServicer_to_server
 
@@ -40,9 +42,16 @@ class FakeLlm(LlmServiceServicer):
         self.refuse: list[str] = []
         self.break_stream = 0
         self.epoch = 0
+        self.streams = 0
+        self._draining = asyncio.Event()
 
     def lose_cache(self) -> None:
         self.branches.clear()
+
+    def drain(self) -> None:
+        """Ends the streams that are open, as a replica does that stops."""
+        self._draining.set()
+        self._draining = asyncio.Event()
 
     async def Run(
         self,
@@ -63,16 +72,25 @@ class FakeLlm(LlmServiceServicer):
                     self.carry_out(request, answers)
                 )
 
+        self.streams += 1
         reader = asyncio.create_task(read())
+        draining = asyncio.create_task(self._draining.wait())
         try:
             while True:
-                answer = await answers.get()
+                next_answer = asyncio.create_task(answers.get())
+                await asyncio.wait({next_answer, draining}, return_when=asyncio.FIRST_COMPLETED)
+                if draining.done():
+                    next_answer.cancel()
+                    status = unavailable("the server stops", reason="DRAINING").to_status()
+                    await context.abort_with_status(rpc_status.to_status(status))
+                answer = next_answer.result()
                 if self.break_stream and answer.HasField("token"):
                     self.break_stream -= 1
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the server died")
                 yield answer
         finally:
             reader.cancel()
+            draining.cancel()
             for task in running.values():
                 task.cancel()
 

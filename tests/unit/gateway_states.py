@@ -75,23 +75,35 @@ class Dialogue:
             self.server(request_id, assistant_text=said)
 
     def sound(
-        self, data: bytes = SECOND, *, first: int = 0, utterance: str = "u1", final: bool = False
+        self,
+        data: bytes = SECOND,
+        *,
+        first: int = 0,
+        utterance: str = "u1",
+        final: bool = False,
+        request_id: str = "",
     ) -> None:
         """Audio of an answer."""
         audio = conversation_pb2.AudioOutput(
             utterance_id=utterance, first_sample=first, data=data, final=final
         )
-        self.server(audio=audio)
+        self.server(request_id, audio=audio)
 
     def stop(self, utterance: str = "u1") -> None:
         """The orchestrator stops an answer."""
         self.server(stop_playback=conversation_pb2.StopPlayback(utterance_id=utterance))
 
-    def report(self, outcome: str = "completed", utterance: str = "u1", **fields: Any) -> None:
+    def report(
+        self,
+        outcome: str = "completed",
+        utterance: str = "u1",
+        request_id: str = "",
+        **fields: Any,
+    ) -> None:
         """The end of an answer."""
         number = conversation_pb2.TurnOutcome.Value(f"TURN_OUTCOME_{outcome.upper()}")
         report = conversation_pb2.TurnReport(utterance_id=utterance, outcome=number, **fields)
-        self.server(report=report)
+        self.server(request_id, report=report)
 
     def question(self, text: str = "What?", turn: int = 0) -> None:
         """A turn of the user, from its start to its words."""

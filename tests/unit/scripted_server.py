@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 
 import grpc
 import numpy as np
+from grpc_health.v1 import health_pb2_grpc
 
 from minmo.audio.opus import OpusDecoder, OpusEncoder
 from minmo.audio.pcm import to_s16
-from minmo.rpc.errors import DETAILS_KEY, StatusError
+from minmo.rpc.errors import DETAILS_KEY, StatusError, invalid_argument
+from minmo.rpc.health import HealthServicer, Readiness
 from minmo.v1 import common_pb2, conversation_pb2
 from minmo.v1.conversation_pb2 import ConverseRequest, ConverseResponse
 from minmo.v1.conversation_pb2_grpc import (
@@ -38,6 +40,7 @@ class Script(ConversationServiceServicer):
     answer: bool = True
     words: bool = True
     refusal: StatusError | None = None
+    voices: tuple[str, ...] = ("default",)
     skip_a_number: bool = False
     configs: list[conversation_pb2.ConverseConfig] = field(default_factory=list)
     playbacks: list[conversation_pb2.Playback] = field(default_factory=list)
@@ -54,10 +57,11 @@ class Script(ConversationServiceServicer):
         async for request in request_iterator:
             match request.WhichOneof("message"):
                 case "config":
-                    if self.refusal is not None:
-                        status = self.refusal.to_status().SerializeToString()
+                    refusal = self.refusal or self._no_voice(request.config.settings.voice)
+                    if refusal is not None:
+                        status = refusal.to_status().SerializeToString()
                         context.set_trailing_metadata(((DETAILS_KEY, status),))
-                        await context.abort(self.refusal.code, self.refusal.message)
+                        await context.abort(refusal.code, refusal.message)
                     await stream.begin(request.config)
                 case "audio":
                     await stream.hear(request.audio)
@@ -67,6 +71,13 @@ class Script(ConversationServiceServicer):
                 case _:
                     self.requests.append(request)
                     await stream.obey(request)
+
+    def _no_voice(self, name: str) -> StatusError | None:
+        if name in ("", *self.voices):
+            return None
+        known = ", ".join(self.voices)
+        problem = f"there is no voice {name!r}; there are: {known}"
+        return invalid_argument("settings.voice", problem, reason="VOICE_NOT_FOUND")
 
 
 class _Stream:
@@ -92,7 +103,10 @@ class _Stream:
         session_id = config.session_id or f"session-{len(self._script.configs)}"
         await self._send(
             ready=conversation_pb2.ConverseReady(
-                session_id=session_id, resumed=bool(config.session_id), mode="cascade"
+                session_id=session_id,
+                resumed=bool(config.session_id),
+                mode="cascade",
+                voices=self._script.voices,
             )
         )
 
@@ -229,11 +243,15 @@ async def serving(script: Script, port: int = 0) -> AsyncIterator[int]:
     """Serves on a port (0: a free one), which it gives."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     add_ConversationServiceServicer_to_server(script, server)
+    readiness = Readiness()
+    readiness.mark_started()
+    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(readiness, []), server)
     port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:
         yield port
     finally:
+        readiness.mark_stopping()
         await server.stop(0)
         # gRPC's server object must not outlive the event loop.
         del server

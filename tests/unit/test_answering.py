@@ -67,7 +67,7 @@ class Setup:
             "session",
             manner,
             record=None,  # type: ignore[arg-type]
-            branches=Branches(self.context, in_background),
+            branches=Branches(self.context, in_background, "stream"),
             responses=self.told,  # type: ignore[arg-type]
             on_ended=on_ended,
         )

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from minmo.bench import replay
+from minmo.bench.arrivals import RATE_HZ, Arrived
 from minmo.bench.gateway import Active, Talking
-from minmo.bench.realtime import RATE_HZ, Arrived
-from minmo.bench.replay import Replayed
+from minmo.bench.replay import orchestrator as replay
+from minmo.bench.replay.orchestrator import Replayed
 from minmo.v1.conversation_pb2 import (
     AudioOutput,
     ConverseResponse,

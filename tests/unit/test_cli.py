@@ -30,6 +30,7 @@ COMMANDS = [
     "bench",
     "bench latency",
     "bench llm",
+    "bench load",
 ]
 
 

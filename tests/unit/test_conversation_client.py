@@ -133,7 +133,7 @@ async def test_no_server_is_unavailable_at_once() -> None:
 async def test_a_message_that_is_missing_is_noticed(target, script) -> None:
     script.skip_a_number = True
     async with Conversation(target, input_rate_hz=RATE) as conversation:
-        with pytest.raises(StatusError, match="message 1 of the server is missing"):
+        with pytest.raises(StatusError, match="message 1 of the stream is missing"):
             await asyncio.wait_for(ask(conversation, QUESTION), 15)
 
 

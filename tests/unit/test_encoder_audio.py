@@ -13,6 +13,7 @@ from minmo.audio.resample import resample
 from minmo.audio.vad import VadThresholds
 from minmo.engine.listening import Heard, Schedule
 from minmo.rpc.errors import StatusError
+from minmo.rpc.health import Readiness
 from minmo.settings import EncoderSettings
 from minmo.v1 import encoder_pb2
 from services.encoder.audio_buffer import AudioBuffer
@@ -83,7 +84,13 @@ async def test_a_preset_that_was_not_taught_to_listen_refuses_embeddings_with_th
         vad=SimpleNamespace(stream=lambda: lambda samples: np.zeros(len(samples) // 512)),
     )
     compute, listening = ComputeQueue(1, 1), ThreadPoolExecutor(1)
-    stream = EncodeStream(EncoderSettings(), models, compute, listening)  # type: ignore[arg-type]
+    stream = EncodeStream(
+        EncoderSettings(),
+        models,  # type: ignore[arg-type]
+        compute,
+        listening,
+        Readiness(),
+    )
 
     async def requests() -> AsyncIterator[encoder_pb2.EncodeRequest]:
         config = encoder_pb2.EncodeConfig(format=PcmFormat(16000).to_proto())

@@ -9,6 +9,7 @@ import pytest
 
 from minmo.v1 import common_pb2, conversation_pb2
 from minmo.v1.conversation_pb2 import ConverseRequest, Refused, TurnDetection
+from services.gateway.audio_input import pcm_of
 from services.gateway.errors import EventError
 from tests.unit.gateway_states import SECOND, Dialogue
 
@@ -235,6 +236,14 @@ def test_a_lost_stream_fails_what_was_under_way() -> None:
     assert not dialogue.state.pending
 
 
+def test_a_lost_stream_fails_the_answer_to_a_turn_whose_words_were_not_known() -> None:
+    dialogue = Dialogue()
+    dialogue.happens("user_speech_started", 100)
+    dialogue.happens("user_turn_ended", 900)
+    kinds = [event["type"] for event in dialogue.from_server.lost()]
+    assert kinds == ["response.created", "response.done", "conversation.item.deleted"]
+
+
 @pytest.mark.parametrize(
     ("outcome", "status"), [("failed", "failed"), ("interrupted", "cancelled")]
 )
@@ -356,15 +365,16 @@ def test_a_second_answer_at_once_is_refused() -> None:
 def test_cancel_stops_an_answer_once() -> None:
     dialogue = Dialogue(**BY_CLIENT)
     dialogue.client("response.create")
-    dialogue.assistant_says("One")
+    request_id = dialogue.requests[0].request_id
+    dialogue.assistant_says("One", request_id=request_id)
     dialogue.take()
     dialogue.client("response.cancel")
     dialogue.client("response.cancel")
     assert [kind_of(request) for request in dialogue.requests] == ["interrupt"]
-    dialogue.happens("interrupted", utterance_id="u1")
+    dialogue.report("interrupted", request_id=request_id)
+    dialogue.happens("interrupted", utterance_id="u1", request_id=request_id)
     response = dialogue.last("response.done")["response"]
     assert response["status_details"]["reason"] == "client_cancelled"
-    dialogue.report("interrupted")
     dialogue.take()
     error = error_of(dialogue, "response.cancel")
     assert error.code == "response_cancel_not_active"
@@ -407,11 +417,12 @@ def test_what_one_answer_cannot_have_is_refused_by_name(response: dict[str, Any]
 def test_a_tool_call_is_announced_answered_and_followed_up() -> None:
     dialogue = Dialogue(tools=[TOOL], **BY_CLIENT)
     dialogue.client("response.create")
+    request_id = dialogue.requests[0].request_id
     call = conversation_pb2.ToolCall(
         utterance_id="u1", call_id="c1", name="clock", arguments_json='{"a":1}', turn_index=1
     )
-    dialogue.server(tool_call=call)
-    dialogue.report(assistant_turn_index=1)
+    dialogue.server(request_id, tool_call=call)
+    dialogue.report(assistant_turn_index=1, request_id=request_id)
     assert dialogue.kinds() == [
         "response.created",
         "response.output_item.added",
@@ -500,7 +511,7 @@ def test_a_recording_is_recognised_before_it_is_added() -> None:
     outcome = dialogue.client("conversation.item.create", item=item)
     recording = outcome.recording
     assert recording is not None
-    assert (recording.pcm, recording.sample_rate_hz) == (SECOND, 24_000)
+    assert pcm_of(recording) == SECOND
     added = dialogue.from_client.recognised(recording, "Hello")
     assert added.requests[0].add_turn.text == "Hello"
     with pytest.raises(EventError, match="no words"):
@@ -697,3 +708,159 @@ def test_clearing_the_input_forgets_the_open_turn() -> None:
     assert not dialogue.state.pending
     dialogue.happens("user_speech_started", 500)
     assert dialogue.kinds()[-1] == "input_audio_buffer.speech_started"
+
+
+# --- answers that come together
+
+
+def test_a_question_whose_words_cannot_be_had_gets_a_response_that_failed() -> None:
+    dialogue = Dialogue(**TRANSCRIBES)
+    dialogue.happens("user_speech_started", 100)
+    dialogue.happens("user_turn_ended", 900)
+    dialogue.take()
+    dialogue.report("failed", utterance="", detail="no encoder")
+    assert dialogue.kinds() == [
+        "conversation.item.input_audio_transcription.failed",
+        "conversation.item.deleted",
+        "response.created",
+        "response.done",
+    ]
+    assert dialogue.events[0]["error"]["message"] == "no encoder"
+    details = dialogue.last("response.done")["response"]["status_details"]
+    assert details["error"]["code"] == "answer_failed"
+    dialogue.take()
+    dialogue.question()
+    assert "response.created" in dialogue.kinds()
+
+
+def test_an_answer_is_not_asked_for_while_that_to_the_turn_is_coming() -> None:
+    dialogue = Dialogue()
+    dialogue.happens("user_speech_started", 100)
+    dialogue.happens("user_turn_ended", 900)
+    error = error_of(dialogue, "response.create")
+    assert error.code == "conversation_already_has_active_response"
+    dialogue.happens("nothing_said")
+    dialogue.client("response.create")
+    assert [kind_of(request) for request in dialogue.requests] == ["create_response"]
+
+
+def test_an_answer_that_waits_for_the_last_is_dropped_when_the_user_takes_the_floor() -> None:
+    dialogue = Dialogue()
+    dialogue.question()
+    dialogue.assistant_says("One")
+    dialogue.sound(final=True)
+    dialogue.client("response.create")
+    dialogue.take()
+    dialogue.happens("user_speech_started", 2000)
+    dialogue.stop()
+    dialogue.report("interrupted", heard_text="One", assistant_turn_index=1)
+    dialogue.happens("interrupted", utterance_id="u1")
+    assert dialogue.kinds() == ["input_audio_buffer.speech_started", "response.done"]
+    details = dialogue.last("response.done")["response"]["status_details"]
+    assert details == {"type": "cancelled", "reason": "turn_detected"}
+    assert not dialogue.requests
+    assert not dialogue.state.pending
+
+
+def test_an_answer_that_was_asked_for_survives_the_end_of_the_one_before() -> None:
+    dialogue = Dialogue()
+    dialogue.question()
+    dialogue.assistant_says("One")
+    dialogue.sound(final=True)
+    dialogue.client(
+        "conversation.item.truncate", item_id="item_1", content_index=0, audio_end_ms=500
+    )
+    dialogue.client("response.create", response={"metadata": {"mine": "yes"}})
+    dialogue.stop()
+    dialogue.report("interrupted", heard_text="One", assistant_turn_index=1)
+    request_id = dialogue.requests[-1].request_id
+    # It tells again what the report has told.
+    dialogue.happens("interrupted", utterance_id="u1")
+    dialogue.assistant_says("Two", utterance="u2", request_id=request_id)
+    dialogue.sound(utterance="u2", final=True, request_id=request_id)
+    done = dialogue.last("response.done")["response"]
+    assert (done["status"], done["metadata"]) == ("completed", {"mine": "yes"})
+
+
+def test_an_answer_that_comes_unasked_is_not_taken_for_one_that_was_asked_for() -> None:
+    dialogue = Dialogue()
+    dialogue.client("response.create", event_id="e1")
+    asked = dialogue.requests[-1].request_id
+    dialogue.question()
+    dialogue.assistant_says("One")
+    dialogue.server(asked, refused=Refused(reason="ANSWERING", message="wait"))
+    dialogue.assistant_says(" two", first=1)
+    dialogue.sound(final=True)
+    created = [event for event in dialogue.events if event["type"] == "response.created"]
+    done = [event["response"] for event in dialogue.events if event["type"] == "response.done"]
+    assert [response["status"] for response in done] == ["cancelled", "completed"]
+    assert len(created) == 2
+    assert done[1]["output"][0]["content"][0]["transcript"] == "One two"
+    assert "error" not in dialogue.kinds()
+
+
+# --- what was heard, told late
+
+
+def interrupted(dialogue: Dialogue) -> None:
+    """An answer of a second is stopped after 0.4 s, and the client says nothing about it."""
+    dialogue.question()
+    dialogue.assistant_says("One", " two")
+    dialogue.sound()
+    dialogue.now += 0.4
+    dialogue.stop()
+    (report,) = dialogue.state.playout.reports(dialogue.now + 1)
+    assert report.played_samples == 9600
+
+
+@pytest.mark.parametrize("reported", [False, True])
+def test_a_truncation_that_comes_late_is_passed_on(reported: bool) -> None:
+    dialogue = Dialogue()
+    interrupted(dialogue)
+    if reported:
+        dialogue.report("interrupted", heard_text="One", assistant_turn_index=1)
+    dialogue.client(
+        "conversation.item.truncate", item_id="item_1", content_index=0, audio_end_ms=900
+    )
+    playback = dialogue.requests[-1].playback
+    assert (playback.utterance_id, playback.played_samples) == ("u1", 21_600)
+    assert playback.finished
+
+
+def test_a_turn_that_was_corrected_is_shown_as_it_is() -> None:
+    dialogue = Dialogue(minmo=True)
+    interrupted(dialogue)
+    dialogue.report("interrupted", heard_text="One", assistant_turn_index=1)
+    turn = conversation_pb2.Turn(index=1, text="One two", generated_text="One two three")
+    changed = conversation_pb2.TurnChanged(turn=turn, utterance_id="u1")
+    dialogue.server(turn_changed=changed)
+    assert dialogue.events[-1] == {
+        "type": "minmo.turn_changed",
+        "item_id": "item_1",
+        "heard_text": "One two",
+        "generated_text": "One two three",
+    }
+    dialogue.client("conversation.item.retrieve", item_id="item_1")
+    item = dialogue.last("conversation.item.retrieved")["item"]
+    assert item["content"] == [{"type": "output_audio", "transcript": "One two"}]
+
+
+# --- voices
+
+
+def test_the_voices_are_told_and_one_that_is_none_is_refused() -> None:
+    dialogue = Dialogue(minmo=True, ready=False)
+    ready = conversation_pb2.ConverseReady(session_id="s1", voices=["default", "other"])
+    dialogue.server(ready=ready)
+    event = dialogue.last("minmo.ready")
+    assert (event["voices"], event["recording"]) == (["default", "other"], False)
+    dialogue.client("session.update", session={"audio": {"output": {"voice": "nobody"}}})
+    refused = Refused(
+        reason="BAD_SETTINGS",
+        message="there is no voice 'nobody'; there are: default, other",
+        field="update_settings.settings.voice",
+    )
+    dialogue.server(dialogue.requests[0].request_id, refused=refused)
+    error = dialogue.last("error")["error"]
+    assert error["param"] == "session.audio.output.voice"
+    assert "default, other" in error["message"]

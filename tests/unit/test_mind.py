@@ -9,7 +9,7 @@ import pytest
 
 from minmo.rpc.errors import StatusError
 from minmo.v1.common_pb2 import ROLE_USER, FloatMatrix
-from services.orchestrator import items
+from services.orchestrator import items, retry
 from services.orchestrator.link import Link
 from services.orchestrator.mind import Context, Epoch, Sampling
 from tests.unit.fake_llm import FakeLlm, served
@@ -82,8 +82,18 @@ async def test_a_lost_cache_is_read_again(setup: Setup) -> None:
     setup.context.add([items.turn_end()])
     await setup.context.sync()
     assert setup.read == "abc#3#4#5#6#7<turn_end>"
-    assert setup.outages == [True, False]
+    assert setup.outages == []
     assert setup.number == 1
+
+
+async def test_an_llm_that_is_away_for_a_while_is_told(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "QUIET_SECONDS", 0)
+    setup.llm.refuse = ["UPSTREAM", "UPSTREAM"]
+    setup.context.add([items.text("abc")])
+    await setup.context.sync()
+    assert setup.outages == [True, False]
 
 
 async def test_an_answer_goes_on_after_the_service_died(setup: Setup) -> None:
@@ -189,3 +199,101 @@ async def test_an_llm_that_stays_away_is_given_up(setup: Setup) -> None:
     setup.context.add([items.text("abc")])
     with pytest.raises(StatusError, match="could not be had"):
         await setup.context.sync()
+
+
+async def test_a_replica_that_stops_sends_the_session_away_without_an_outage(setup: Setup) -> None:
+    moved = asyncio.Event()
+    setup.link._on_moved = moved.set
+    setup.context.add([items.text("abc")])
+    await setup.context.sync()
+    setup.llm.drain()
+    await asyncio.wait_for(moved.wait(), 5)
+    # The next replica has read nothing of it.
+    setup.llm.lose_cache()
+    assert not setup.context.is_read
+    # It need not be asked for anything to be read again.
+    await setup.context.sync()
+    assert setup.read == "abc"
+    setup.context.add([items.text("def")])
+    await setup.context.sync()
+    assert setup.read == "abcdef"
+    assert setup.outages == []
+
+
+async def test_what_runs_on_a_replica_that_stops_goes_on_elsewhere(setup: Setup) -> None:
+    setup.context.add([items.text("abc")])
+    setup.llm.stop_after = 4
+    setup.llm.gate.clear()
+    answering = asyncio.create_task(answer(setup.context, max_tokens=4))
+    async with asyncio.timeout(5):
+        while "generate" not in setup.llm.operations:
+            await asyncio.sleep(0.01)
+    setup.llm.drain()
+    setup.llm.lose_cache()
+    setup.llm.gate.set()
+    assert await asyncio.wait_for(answering, 5) == [3, 4, 5, 6]
+    assert setup.outages == []
+
+
+async def test_a_replica_that_has_lost_what_is_behind_it_is_left(setup: Setup) -> None:
+    setup.context.add([items.text("abc")])
+    await setup.context.sync()
+    setup.llm.refuse = ["UPSTREAM"]
+    setup.context.add([items.text("def")])
+    await setup.context.sync()
+    assert setup.read == "abcdef"
+    assert setup.llm.streams == 2
+
+
+async def test_a_branch_forked_after_a_move_reads_everything_itself(setup: Setup) -> None:
+    moved = asyncio.Event()
+    setup.link._on_moved = moved.set
+    setup.context.add([items.text("abc"), items.text("def")])
+    await setup.context.sync()
+    setup.llm.drain()
+    await asyncio.wait_for(moved.wait(), 5)
+    setup.llm.lose_cache()
+    fork = await setup.context.fork("overlap", 1)
+    fork.add([items.text("x")])
+    await fork.sync()
+    assert "".join(setup.llm.branches["overlap"]) == "abcx"
+    assert setup.outages == []
+
+
+async def test_a_cache_that_was_left_is_gone_on_with(setup: Setup) -> None:
+    # What was generated may be other tokens than those of the text that the history has.
+    setup.llm.branches["main"] = list("ab") + ["#1"] * 5
+    setup.context.resume([items.text("ab"), items.text("cdefgh")], 7)
+    assert setup.context.is_read
+    setup.context.add([items.text("x")])
+    await setup.context.sync()
+    assert setup.llm.operations == ["prefill"]
+    assert setup.read == "ab" + "#1" * 5 + "x"
+    await setup.context.rewind(2)
+    setup.context.add([items.text("y")])
+    await setup.context.sync()
+    assert setup.read == "ab" + "#1" * 5 + "y"
+
+
+async def test_a_cache_that_is_not_there_any_more_is_read_again(setup: Setup) -> None:
+    setup.context.resume([items.text("abc"), items.text("def")], 5)
+    setup.context.add([items.text("x")])
+    await setup.context.sync()
+    assert setup.read == "abcdefx"
+
+
+async def test_work_that_outlives_its_conversation_opens_no_other_stream(setup: Setup) -> None:
+    setup.llm.refuse = ["BUSY"] * 3
+    setup.context.add([items.text("hi")])
+    waiting = asyncio.create_task(setup.context.sync())
+    async with asyncio.timeout(5):
+        while not setup.llm.operations:
+            await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await setup.link.close()
+    left = {task for task in asyncio.all_tasks() if "sync.<locals>.work" in repr(task)}
+    assert left
+    done, _ = await asyncio.wait(left, timeout=5)
+    assert done == left
+    assert setup.llm.streams == 1

@@ -52,6 +52,8 @@ class NoVoice:
 
     def stream_stream(self, *_: Any, **__: Any) -> None: ...
 
+    def unary_unary(self, *_: Any, **__: Any) -> None: ...
+
 
 class Told:
     """Responses that are noted, by their kind."""
@@ -116,7 +118,7 @@ class Setup:
             "s",
             self.manner,
             record=self.record,
-            branches=Branches(self.context, in_background),
+            branches=Branches(self.context, in_background, "stream"),
             responses=self.told,  # type: ignore[arg-type]
             on_ended=on_ended,
         )
@@ -313,10 +315,60 @@ async def test_an_answer_is_cut_late_while_it_is_the_latest_turn(
     # As if it had been spoken: a second of audio, of which half a second is the first word.
     utterance._text_only, utterance._samples, utterance._marks = False, 24_000, [(12_000, 1)]
     late = Playback(utterance_id=utterance.utterance_id, played_samples=13_000, finished=True)
-    assert setup.answering.ended_early(late)
-    assert await setup.answering.cut(late)
-    assert not await setup.answering.cut(late)
+    assert setup.answering.corrects(late)
+    assert await setup.answering.correct(late) == setup.store.turns[1]
+    assert await setup.answering.correct(late) is None
     assert (setup.store.turns[1].text, setup.store.turns[1].outcome) == ("One", "interrupted")
     await setup.answering.reread(None)
     await setup.context.sync()
     assert setup.read.endswith("<role_start>One<interruption><turn_end>")
+
+
+async def test_an_interrupted_answer_is_made_longer_late_also_behind_the_next_question(
+    link: tuple[FakeLlm, Link],
+) -> None:
+    setup = Setup(*link, WELL)
+    setup.llm.script = ["One", " two"]
+    await setup.answer()
+    utterance = setup.answering._latest
+    assert utterance is not None
+    utterance._text_only, utterance._samples = False, 24_000
+    utterance._marks = [(12_000, 1), (20_000, 2)]
+    cut, longer = (
+        Playback(utterance_id=utterance.utterance_id, played_samples=played, finished=True)
+        for played in (13_000, 21_000)
+    )
+    await setup.answering.correct(cut)
+    await setup.record.put(StoredTurn(2, "user", "And?"))
+    corrected = await setup.answering.correct(longer)
+    assert corrected is not None
+    assert (corrected.text, corrected.outcome) == ("One two", "interrupted")
+    assert [turn.text for turn in setup.record.turns] == ["Well?", "One two", "And?"]
+    # Another turn has got the number of one that was removed: it is left alone.
+    await setup.record.drop(setup.store.turns[1])
+    await setup.record.put(StoredTurn(1, "assistant", "Else", started=1.0))
+    assert await setup.answering.correct(cut) is None
+    assert setup.store.turns[1].text == "Else"
+
+
+async def test_how_an_answer_was_asked_for_is_kept_until_it_is_given(
+    link: tuple[FakeLlm, Link],
+) -> None:
+    wishes = Wishes("Sing.", 5, Choice(ToolChoice.KIND_NAMED, "look"), text_only=True)
+    assert Wishes.from_json(wishes.to_json()) == wishes
+    assert Wishes.from_json(Wishes().to_json()) == Wishes()
+    for role in ("user", "tool"):
+        asked = StoredTurn(0, role, "Well?", wishes=wishes.to_json())
+        setup = Setup(*link, asked)
+        assert await setup.record.close_open_answer() == asked
+        setup.llm.gate.clear()
+        setup.begin(instructions="Sing.")
+        async with asyncio.timeout(5):
+            while "generate" not in setup.llm.operations:
+                await asyncio.sleep(0.01)
+        setup.llm.gate.set()
+        await setup.answering.stop("the user pressed stop")
+        # Who stopped it asks again, and may wish for something else.
+        assert (setup.store.turns[0].waits, setup.store.turns[0].wishes) == (True, "")
+        assert await setup.record.close_open_answer() is None
+        setup.llm.operations.clear()

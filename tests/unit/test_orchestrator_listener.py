@@ -9,10 +9,14 @@ from itertools import pairwise
 
 import grpc
 import numpy as np
+import pytest
+from grpc_status import rpc_status
 
+from minmo.rpc.errors import unavailable
 from minmo.v1 import common_pb2, encoder_pb2
 from minmo.v1.encoder_pb2_grpc import EncoderServiceServicer, add_EncoderServiceServicer_to_server
 from services.orchestrator import listener as module
+from services.orchestrator import retry
 from services.orchestrator.listener import Embeddings, Failed, Found, Heard, Listener, Lost
 
 RATE = 16_000
@@ -28,6 +32,10 @@ class FakeEncoder(EncoderServiceServicer):
         self.dies_at = 0
         self.starts: list[int] = []
         self.refuses = False
+        self.leaves_at = 0
+        self.configs: list[encoder_pb2.EncodeConfig] = []
+        self.away = 0
+        """How many times it cannot be had after it has died."""
 
     async def Encode(
         self,
@@ -40,12 +48,20 @@ class FakeEncoder(EncoderServiceServicer):
             match request.WhichOneof("message"):
                 case "config":
                     position = request.config.start_sample
+                    if self.configs and self.away:
+                        self.away -= 1
+                        await context.abort(grpc.StatusCode.UNAVAILABLE, "nobody is there")
+                    self.configs.append(request.config)
                     yield encoder_pb2.EncodeResponse(ready=encoder_pb2.EncodeReady())
                     continue
                 case "audio":
                     position += len(request.audio.data) // 2
                     activity = encoder_pb2.VoiceActivity(end_sample=position)
                     yield encoder_pb2.EncodeResponse(activity=activity)
+                    if self.leaves_at and position >= self.leaves_at:
+                        self.leaves_at = 0
+                        status = unavailable("the encoder stops", reason="DRAINING").to_status()
+                        await context.abort_with_status(rpc_status.to_status(status))
                 case "start_embedding":
                     if self.refuses:
                         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not trained")
@@ -142,23 +158,69 @@ async def test_words_and_embeddings_come_as_they_are_heard() -> None:
     assert sorted(ends) == ends
 
 
+async def test_an_encoder_that_stops_is_replaced_and_nobody_is_told() -> None:
+    encoder = FakeEncoder()
+    encoder.leaves_at = 3000
+    async with talking(encoder) as conversation:
+        await conversation.speak(6)
+        await conversation.listener.catch_up()
+        await conversation.listener.start_segment(1000)
+        await conversation.speak(4)
+        await conversation.listener.end_segment(5000)
+        await conversation.until_final()
+    assert len(encoder.configs) == 2
+    assert conversation.rows == [1, 2, 3, 4]
+    assert not any(isinstance(event, Lost | Found | Failed) for event in conversation.heard)
+
+
+async def test_what_was_answered_is_not_sent_to_the_next_encoder() -> None:
+    encoder = FakeEncoder()
+    async with talking(encoder) as conversation:
+        await conversation.speak(80)
+        await conversation.listener.catch_up()
+        conversation.listener.need_from(36_000)
+        encoder.leaves_at = 1
+        await conversation.speak(1)
+        await conversation.listener.catch_up()
+        await conversation.speak(1)
+        await conversation.listener.catch_up()
+    # A second before what is needed: speech is noticed later than it begins.
+    assert encoder.configs[-1].start_sample == 20_000
+
+
 async def test_a_lost_encoder_is_replaced_and_nothing_is_heard_twice_or_lost() -> None:
     encoder = FakeEncoder()
     encoder.dies_at = 5000
     async with talking(encoder) as conversation:
         await conversation.speak(2)
         await conversation.listener.start_segment(0)
-        await conversation.speak(8)
-        await conversation.until(Lost)
-        await conversation.until(Found)
-        await conversation.speak(4)
+        await conversation.speak(12)
         await conversation.listener.end_segment(7000)
         await conversation.until_final()
     assert encoder.starts == [0, 0]
+    # Another one was there at once.
+    assert not any(isinstance(event, Lost | Found) for event in conversation.heard)
     assert conversation.rows == [0, 1, 2, 3, 4, 5, 6]
     texts = [part.text for part in conversation.embeddings]
     assert texts[-1] == "0 1 2 3 4 5 6"
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
+
+
+async def test_an_encoder_that_is_away_for_a_while_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retry, "QUIET_SECONDS", 0)
+    encoder = FakeEncoder()
+    encoder.dies_at, encoder.away = 1000, 2
+    async with talking(encoder) as conversation:
+        await conversation.listener.start_segment(0)
+        await conversation.speak(4)
+        await conversation.until(Found)
+        await conversation.listener.end_segment(2000)
+        await conversation.until_final()
+    told = [type(event) for event in conversation.heard if isinstance(event, Lost | Found)]
+    assert told == [Lost, Found]
+    assert conversation.rows == [0, 1]
 
 
 async def test_a_long_segment_goes_on_where_the_audio_that_is_kept_begins() -> None:
@@ -171,7 +233,7 @@ async def test_a_long_segment_goes_on_where_the_audio_that_is_kept_begins() -> N
             await conversation.listener.start_segment(0)
             await conversation.until(Embeddings)
             await conversation.speak(38)
-            await conversation.until(Found)
+            await conversation.listener.catch_up()
             await conversation.listener.end_segment(20_000)
             await conversation.until_final()
     finally:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from minmo.stack import StackConfig
+from minmo.stack import StackConfig, StackError
 from minmo.stack.plan import Plan
 from minmo.stack.process import ProcessSpec
+from minmo.stack.replicas import SERVICES, kind_of, parse_replicas, target_of
 from minmo.weights import WeightsError, home
 from minmo.weights.aligned import ALIGNED_MODULES
 from minmo.weights.folder import prepared
@@ -166,3 +167,98 @@ def test_aligned_mode_without_its_weights_is_refused_with_the_reason(
     monkeypatch.setattr("minmo.weights.aligned.packaged_set", lambda name: tmp_path / "none")
     with pytest.raises(WeightsError, match="'mini' has not been taught to listen"):
         plan(tmp_path, mode="aligned")
+
+
+def test_replicas_are_processes_of_their_own_and_their_clients_know_all_of_them(
+    tmp_path: Path,
+) -> None:
+    planned, specs = plan(tmp_path, replicas={"encoder": 2, "llm": 2}, held_back={"llm": 1})
+    assert {name for name in specs if kind_of(name) in ("encoder", "llm", "triton")} == {
+        *("encoder", "encoder-2", "llm", "llm-2", "llm-3", "triton", "triton-2", "triton-3")
+    }
+    first, second = planned.addresses["encoder"], planned.addresses["encoder-2"]
+    assert planned.targets["encoder"] == f"ipv4:{first},{second}"
+    assert value(specs["orchestrator"], "--encoder-address") == planned.targets["encoder"]
+    assert (
+        value(specs["orchestrator"], "--voice-decoder-address")
+        == planned.addresses["voice_decoder"]
+    )
+    # Each front has a Triton of its own, which keeps its sessions' caches.
+    for number in ("", "-2", "-3"):
+        triton = planned.addresses[f"triton{number}"]
+        assert value(specs[f"llm{number}"], "--triton-address") == triton
+        assert specs[f"llm{number}"].needs == [f"triton{number}"]
+    assert len(set(planned.metrics_urls.values())) == len(planned.metrics_urls) == 10
+    assert [name for name, spec in specs.items() if spec.held_back] == ["triton-3", "llm-3"]
+    assert planned.addresses["llm-3"] in planned.targets["llm"]
+    assert "llm-3" not in specs["orchestrator"].needs
+    assert {"encoder-2", "llm-2"} <= set(specs["orchestrator"].needs)
+
+
+def test_replicas_of_what_the_world_reaches_have_ports_of_their_own(tmp_path: Path) -> None:
+    planned, specs = plan(tmp_path, replicas={"orchestrator": 2})
+    assert planned.addresses["orchestrator"] == "127.0.0.1:7100"
+    port = value(specs["orchestrator-2"], "--port")
+    assert planned.targets["orchestrator"] == f"ipv4:127.0.0.1:7100,127.0.0.1:{port}"
+    certificate = tmp_path / "cert.pem"
+    with pytest.raises(StackError, match="no certificate is for a list of addresses"):
+        plan(tmp_path, replicas={"orchestrator": 2}, tls_cert=certificate, tls_key=certificate)
+
+
+def test_replicas_of_an_external_triton_share_it(tmp_path: Path) -> None:
+    _, specs = plan(tmp_path, replicas={"llm": 2}, triton_address="elsewhere:8001")
+    assert value(specs["llm-2"], "--triton-address") == "elsewhere:8001"
+    assert "triton-2" not in specs
+
+
+def test_a_stand_in_takes_the_place_of_a_service_and_its_flags(tmp_path: Path) -> None:
+    planned, specs = plan(tmp_path, stand_ins={"llm": ("-m", "some.module", "llm")})
+    assert list(specs["llm"].command[1:4]) == ["-m", "some.module", "llm"]
+    assert value(specs["llm"], "--ready-file").endswith("llm.json")
+    assert "triton" not in specs
+    assert "triton" not in planned.addresses
+    assert planned.config.needs_weights
+
+
+def test_calls_have_as_long_to_end_as_was_said(tmp_path: Path) -> None:
+    for seconds, expected in ((None, {"1", "2", "3"}), (12.5, {"12.5"})):
+        _, specs = plan(tmp_path, drain_seconds=seconds)
+        drains = {
+            value(spec, "--drain-seconds")
+            for spec in specs.values()
+            if "--drain-seconds" in spec.command
+        }
+        assert drains <= expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("encoder=2", {"encoder": 2}),
+        ("voice-decoder=3, llm=1", {"voice_decoder": 3, "llm": 1}),
+        ("all=2", dict.fromkeys(SERVICES, 2)),
+    ],
+)
+def test_replicas_are_read(text: str, expected: dict[str, int]) -> None:
+    assert parse_replicas(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("speaker=2", "no service 'speaker'; there are: encoder"),
+        ("encoder", "from 1 to 64"),
+        ("encoder=0", "from 1 to 64"),
+        ("encoder=65", "from 1 to 64"),
+        ("encoder=2,encoder=2", "named twice"),
+    ],
+)
+def test_replicas_that_cannot_be_say_what_can(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_replicas(text)
+
+
+def test_a_list_of_addresses_takes_no_names() -> None:
+    assert target_of(["somewhere:1"]) == "somewhere:1"
+    with pytest.raises(StackError, match="give an IPv4 address as --host"):
+        target_of(["127.0.0.1:1", "[::1]:2"])

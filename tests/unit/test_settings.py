@@ -129,3 +129,16 @@ def test_the_ready_file_may_exist_already(tmp_path: Path) -> None:
     (tmp_path / "ready.json").write_text("{}")
     settings = ServiceSettings.parse("minmo", ["--ready-file", str(tmp_path / "ready.json")])
     assert settings.ready_file == tmp_path / "ready.json"
+
+
+def test_a_password_is_in_no_log_and_no_message() -> None:
+    url = "redis+sentinel://me:hunter2@one:1,two:2/name/3?sentinel_password=hunter3"
+    settings = OrchestratorSettings(redis_url=url)
+    assert settings.redis_url == url
+    assert settings.model_dump(mode="json")["redis_url"] == (
+        "redis+sentinel://***@one:1,two:2/name/3?sentinel_password=***"
+    )
+    with pytest.raises(SettingsError) as error:
+        OrchestratorSettings.parse("orchestrator", ["--redis-url", url.replace("/name/3", "")])
+    assert "hunter" not in str(error.value)
+    assert "the name of the master" in str(error.value)

@@ -31,6 +31,7 @@ class DummyPlan(Plan):
         self.redis_url = "redis://user:secret@127.0.0.1:1/0"
         self.addresses["encoder"] = f"127.0.0.1:{self.reserve()}"
         self.addresses["orchestrator"] = self.public[1]
+        self.targets = dict(self.addresses)
         for name, needs in (("encoder", []), ("orchestrator", ["encoder"])):
             ready_file = self.folder / "ready" / f"{name}.json"
             port = self.addresses[name].rpartition(":")[2]

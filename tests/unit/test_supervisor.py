@@ -29,7 +29,11 @@ PARENT = Path(__file__).with_name("supervising_parent.py")
 @pytest.fixture
 def spec(tmp_path: Path) -> Callable[..., ProcessSpec]:
     def make(
-        name: str, *options: str, needs: Sequence[str] = (), ready_seconds: float = 20
+        name: str,
+        *options: str,
+        needs: Sequence[str] = (),
+        ready_seconds: float = 20,
+        held_back: bool = False,
     ) -> ProcessSpec:
         ready_file = tmp_path / f"{name}.json"
         return ProcessSpec(
@@ -38,6 +42,7 @@ def spec(tmp_path: Path) -> Callable[..., ProcessSpec]:
             ready=ready.by_file(ready_file),
             needs=needs,
             ready_seconds=ready_seconds,
+            held_back=held_back,
         )
 
     return make
@@ -68,6 +73,36 @@ async def test_a_process_is_ready_when_it_says_so_and_is_gone_after_stop(spec, t
     await supervisor.stop()
     assert not psutil.pid_exists(pid)
     assert [event.state for event in events] == [State.STARTING, State.READY, State.STOPPED]
+
+
+async def test_what_is_held_back_starts_when_it_is_asked_for_after_what_it_needs(
+    spec, tmp_path
+) -> None:
+    events: list[ProcessEvent] = []
+    specs = [
+        spec("one"),
+        spec("three", needs=["two"], held_back=True),
+        spec("two", held_back=True),
+    ]
+    supervisor = Supervisor(specs, tmp_path, listener=events.append)
+    await supervisor.start()
+    assert {name for name, process in supervisor.processes.items() if process.pid} == {"one"}
+    await supervisor.add("three")
+    ready = [event.name for event in events if event.state is State.READY]
+    assert ready == ["one", "two", "three"]
+    pids = [report(tmp_path, name)["pid"] for name in ready]
+    await supervisor.stop()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+async def test_what_was_held_back_to_the_end_is_stopped_without_having_started(
+    spec, tmp_path
+) -> None:
+    supervisor = Supervisor([spec("one"), spec("two", held_back=True)], tmp_path)
+    await supervisor.start()
+    await supervisor.stop()
+    assert supervisor.processes["two"].state is State.STOPPED
+    assert not (tmp_path / "two.json").exists()
 
 
 async def test_a_start_that_fails_shows_the_end_of_the_log(spec, tmp_path) -> None:
