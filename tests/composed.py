@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from filelock import FileLock
 
-from minmo.weights import home
+from tests import debian
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -27,7 +26,6 @@ SECRETS: Mapping[str, str] = {
     "REDIS_PASSWORD": "of-redis",
     "GRAFANA_PASSWORD": "of-grafana",
 }
-_INSTALL_SECONDS = 300
 _SECONDS = 60
 
 
@@ -40,26 +38,10 @@ def program() -> tuple[str, ...]:
         asked = ("docker", "compose", "version")
         if subprocess.run(asked, check=False, capture_output=True).returncode == 0:
             return asked[:-1]
-    home.home().mkdir(parents=True, exist_ok=True)
-    # Tests run in several processes, and apt lets one of them.
-    with FileLock(home.home() / "docker-compose.lock", timeout=2 * _INSTALL_SECONDS):
-        found = shutil.which("docker-compose")
-        if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-            for command in (
-                ["update"],
-                ["install", "-y", "--no-install-recommends", "docker-compose"],
-            ):
-                subprocess.run(
-                    ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=120", *command],
-                    check=False,
-                    capture_output=True,
-                    timeout=_INSTALL_SECONDS,
-                    env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-                )
-            found = shutil.which("docker-compose")
+    found = debian.program(["docker-compose"], "docker-compose")
     if found is None:
         pytest.skip("needs Docker Compose: on Debian, apt-get install docker-compose")
-    return (found,)
+    return (str(found),)
 
 
 def run(kind: str, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

@@ -37,6 +37,7 @@ from grpc_health.v1 import health_pb2
 from minmo.rpc.health import SERVICE_NAME
 from minmo.stack import redis
 from minmo.weights import home, triton
+from tests import debian
 from tests.names import Names
 from tests.rendered import (
     NAMESPACE,
@@ -54,7 +55,6 @@ USER = 10001
 # Reserved for tests of networks; a node has 256 of its addresses.
 _NETWORK = "198.18"
 _SEARCH = f"{NAMESPACE}.svc.cluster.local"
-_INSTALL_SECONDS = 300
 _COMMAND_SECONDS = 30
 _INIT_SECONDS = 60
 _CODES = range(200, 400)
@@ -112,20 +112,10 @@ def images() -> dict[str, Image]:
 @cache
 def redis_client() -> Path:
     """Redis' client, which the package of the server has not; installs Debian's where it may."""
-    names = ("valkey-cli", "redis-cli")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["update"], ["install", "--yes", "redis-tools"]):
-            subprocess.run(
-                ["apt-get", "-q", *command],
-                check=False,
-                capture_output=True,
-                timeout=_INSTALL_SECONDS,
-            )
-        found = next(filter(None, map(shutil.which, names)), None)
+    found = debian.program(["valkey-cli", "redis-cli"], "redis-tools")
     if found is None:
         pytest.skip("needs redis-cli: apt-get install redis-tools")
-    return Path(found)
+    return found
 
 
 def check_machine() -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,9 +20,8 @@ import pytest
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from minmo.stack.ports import PortReservation
-from minmo.weights import home
+from tests import debian
 
-_PACKAGE_SECONDS = 300
 _START_SECONDS = 20.0
 _STOP_SECONDS = 10.0
 _QUERY_SECONDS = 10.0
@@ -42,32 +40,13 @@ def program(name: str) -> Path:
         return Path(named) / name
     if found := shutil.which(name):
         return Path(found)
-    unpacked = home.home() / "tools" / "prometheus"
-    if not unpacked.is_dir() and shutil.which("apt-get") and shutil.which("dpkg-deb"):
-        _unpack(unpacked)
-    if not unpacked.is_dir():
+    unpacked = debian.unpacked("prometheus")
+    if unpacked is None:
         pytest.skip(
             "needs Prometheus: apt-get install prometheus, or name the folder of its programs "
             "in $PROMETHEUS"
         )
     return unpacked / "usr" / "bin" / name
-
-
-def _unpack(folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-        if os.geteuid() == 0:
-            _run(["apt-get", "-q", "update"], made)
-        _run(["apt-get", "-q", "download", "prometheus"], made)
-        for package in Path(made).glob("prometheus_*.deb"):
-            _run(["dpkg-deb", "-x", str(package), "unpacked"], made)
-            # Another test process may have been faster.
-            with contextlib.suppress(OSError):
-                (Path(made) / "unpacked").rename(folder)
-
-
-def _run(command: list[str], folder: str) -> None:
-    subprocess.run(command, cwd=folder, check=False, capture_output=True, timeout=_PACKAGE_SECONDS)
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

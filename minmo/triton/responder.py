@@ -105,6 +105,8 @@ class Responder:
                 if item is None:
                     return
                 self._send(*item)
+                # Triton waits at its end for every request that somebody still holds.
+                del item
             if time.monotonic() - polled > _POLL_SECONDS:
                 self._poll()
                 polled = time.monotonic()

@@ -13,6 +13,7 @@ import structlog
 
 from minmo.rpc import metrics, tracing
 from minmo.rpc.errors import StatusError, deadline_exceeded
+from minmo.rpc.queues import StreamClosedError
 from minmo.v1 import common_pb2, conversation_pb2
 from minmo.v1.conversation_pb2 import TurnEventKind
 from services.orchestrator import history, items, tool_format, traces
@@ -442,6 +443,8 @@ class Answering:
             await self._give(answer)
         except StatusError as failure:
             error = failure
+        except StreamClosedError:
+            return  # the client is gone, and with it the stream
         except Exception:
             log.exception("answer failed")
             error = StatusError(grpc.StatusCode.INTERNAL, "the answer failed unexpectedly")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
 from minmo.audio.pcm import Samples
 from minmo.audio.resample import resample
+from tests import debian
 
 MICROPHONE_HZ = 48_000
 """Rate of the recording that Chromium takes for a microphone."""
@@ -28,7 +27,6 @@ SPEAKER_HZ = 24_000
 _PIECE = 1280
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-_INSTALL_SECONDS = 300
 
 # Runs in the page before its own scripts. It hears what goes into the loudspeaker of every
 # AudioContext, sample by sample, and when messages come from the server, on the page's clock.
@@ -113,25 +111,10 @@ def chromium_path() -> Path:
     named = os.environ.get("CHROMIUM")
     if named:
         return Path(named)
-    found = _in_path()
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-            subprocess.run(
-                ["apt-get", "-q", *command],
-                check=False,
-                capture_output=True,
-                timeout=_INSTALL_SECONDS,
-                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-            )
-        found = _in_path()
+    found = debian.program(_NAMES, "chromium")
     if found is None:
         pytest.skip("needs Chromium: apt-get install chromium, or name one in $CHROMIUM")
     return found
-
-
-def _in_path() -> Path | None:
-    places = (shutil.which(name) for name in _NAMES)
-    return next((Path(place) for place in places if place), None)
 
 
 def write_microphone(path: Path, *pieces: Samples | float) -> Path:

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from minmo.rpc.errors import StatusError
+from minmo.rpc.queues import StreamClosedError
 from minmo.v1.common_pb2 import AudioFormat
 from minmo.v1.conversation_pb2 import Playback, ToolChoice, TurnEventKind
 from services.orchestrator.answering import Answer, Answering
@@ -372,3 +374,20 @@ async def test_how_an_answer_was_asked_for_is_kept_until_it_is_given(
         assert (setup.store.turns[0].waits, setup.store.turns[0].wishes) == (True, "")
         assert await setup.record.close_open_answer() is None
         setup.llm.operations.clear()
+
+
+async def test_a_client_that_is_gone_is_no_failure(link: tuple[FakeLlm, Link]) -> None:
+    setup = Setup(*link, WELL)
+
+    async def gone(*_: Any, **__: Any) -> None:
+        raise StreamClosedError("nobody reads")
+
+    setup.told.assistant_text = gone
+    with capture_logs() as logs:
+        setup.begin()
+        answer = setup.answering.current
+        assert answer is not None
+        assert answer.task is not None
+        await asyncio.wait_for(answer.task, 5)
+    assert not [line for line in logs if line["log_level"] == "error"]
+    assert setup.ended.empty()
