@@ -48,6 +48,9 @@ set -eu
 root=$1 user=$2 environment=$3 weights=$4
 shift 4
 mount -t tmpfs -o mode=755 root "$root"
+# First, as what is shown may lie in it.
+mkdir "$root/tmp"
+mount -t tmpfs -o mode=1777 tmp "$root/tmp"
 show() { # FROM TO, read-only
     mkdir -p "$root$2"
     mount --bind "$1" "$root$2"
@@ -62,8 +65,7 @@ if [ -d "$root/opt/triton" ]; then
 fi
 show "$environment" /opt/minmo
 show "$weights" /var/lib/minmo
-mkdir "$root/tmp" "$root/dev" "$root/proc"
-mount -t tmpfs -o mode=1777 tmp "$root/tmp"
+mkdir "$root/dev" "$root/proc"
 mount --bind /proc "$root/proc"
 for name in null zero full random urandom; do
     : > "$root/dev/$name"
