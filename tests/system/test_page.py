@@ -138,13 +138,14 @@ async def test_speaking_over_the_answer_stops_it_and_strikes_out_what_was_not_he
     await page.get_by_role("button", name="Talk").click()
     await reports(page, 1)
 
-    heard = await chrome.heard(page)
     told = (await words(page, "assistant"))[0]
     unheard = await page.locator("#words s").inner_text()
     assert told.strip()
     assert unheard.strip()
     (decided, _), *_ = await chrome.messages(page, "input_audio_buffer.speech_started")
-    before = heard.samples[: heard.index_of(heard.silent_from_ms(decided))]
+    silent = await silent_from_ms(page, decided)
+    heard = await chrome.heard(page)
+    before = heard.samples[: heard.index_of(silent)]
     spoken = await recognise(target, before, 24_000)
     assert abs(len(normal(spoken).split()) - len(normal(told).split())) <= 3
 

@@ -83,8 +83,8 @@ async def test_listening_survives_the_death_of_the_encoder(stack: Stack, target:
         stack, target, "encoder", Happening.USER_SPEECH_STARTED
     )
     happened = [event.kind for event in events if isinstance(event, TurnEvent)]
-    assert Happening.RECOVERING in happened
-    assert Happening.RECOVERED in happened
+    # Told only where it takes long.
+    assert (Happening.RECOVERING in happened) == (Happening.RECOVERED in happened)
     assert report.outcome == "completed"
     # The new encoder heard the question from its first word on.
     assert word_error_rate(QUESTION_TEXT, session.turns[2].text) <= 0.2
