@@ -74,7 +74,8 @@ minmo/v1/.generated: $(VENV)/.installed-dev
 	@$(BIN)/python tools/generate_protos.py
 	@touch $@
 
-# Files share the cores, the longest first; what talks with one stack for all needs them alone.
+# Files share the cores, the longest first. Those that talk with whole stacks mostly wait for speech, so
+# two of them go well together, but not beside what computes.
 IMPORTED := tests/system/test_imported_cascade.py
 define all_tests
 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(IMPORTED) tests/service tests/unit \
