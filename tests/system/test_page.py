@@ -40,6 +40,7 @@ WAIT_MS = 30_000
 SILENT_MS = 150
 """Longest median from the server's decision to silence at the page's speaker."""
 STOPS = 4
+PHRASE_WORDS = 6
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -147,7 +148,8 @@ async def test_speaking_over_the_answer_stops_it_and_strikes_out_what_was_not_he
     heard = await chrome.heard(page)
     before = heard.samples[: heard.index_of(silent)]
     spoken = await recognise(target, before, 24_000)
-    assert abs(len(normal(spoken).split()) - len(normal(told).split())) <= 3
+    # What was said of a phrase counts as heard when its mark comes, at its end.
+    assert -3 <= len(normal(spoken).split()) - len(normal(told).split()) <= PHRASE_WORDS
 
     await reports(page, 2)
     session = await session_of(page, target)
