@@ -49,9 +49,9 @@ _NO_LIMITS = {
 _REPLAYED = "minmo bench load --replayed --recording answers.gz"
 EPILOG = "\n\n".join(
     (
-        "The tables of docs/capacity.md, on a machine with nothing else to do (12 minutes):",
+        "The tables of docs/capacity.md, on a machine with nothing else to do:",
         "minmo bench load --sessions 1,2,3,4 --seconds 40",
-        f"{_REPLAYED} --sessions 10,20,40,60 --seconds 25",
+        f"{_REPLAYED} --sessions 10,20,40 --seconds 25",
         f"{_REPLAYED} --through gateway --sessions 10,20,40 --seconds 25",
         f"{_REPLAYED} --sessions 10 --seconds 120 --replicas all=2 --faults all",
     )
