@@ -428,7 +428,11 @@ class OrchestratorSettings(UpstreamSettings):
     )
     max_turn_seconds: float = Field(120.0, gt=0, le=3600, description="longest turn of the user")
     max_sessions_per_owner: int = Field(
-        1000, ge=1, le=1_000_000, description="sessions that one owner may keep"
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="sessions that one owner may keep; for one more, that is forgotten which was "
+        "not used for longest, if for a minute at least",
     )
     max_turns: int = Field(
         10_000,

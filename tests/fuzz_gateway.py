@@ -55,6 +55,8 @@ ANSWER_SECONDS = 30.0
 """Longest time in which the server answers an event, or ends the connection."""
 CUT_OFF_SECONDS = 60.0
 """Longest time until one who goes on in spite of that is cut off."""
+MOST_EVENTS_A_SECOND = 250
+"""That the gateway reads of one connection by default."""
 CLOSE_SECONDS = 30.0
 _FRAME = base64.b64encode(bytes(960)).decode()
 _LARGE = {
@@ -431,13 +433,17 @@ class Attacker:
     async def _flood(self, line: Line) -> None:
         """As many events as the connection takes, until the server says that these are too many."""
         text = json.dumps(self._chance.choice(EVENTS))
-        until = time.monotonic() + CUT_OFF_SECONDS
+        began, sent = time.monotonic(), 0
         while not (line.over or line.told("rate_limit_exceeded")):
-            if time.monotonic() > until:
-                self._findings.hangs[f"a flood of {text[:200]} was not noticed"] += 1
+            seconds = time.monotonic() - began
+            if seconds > CUT_OFF_SECONDS:
+                # Audio that the orchestrator takes more slowly than that is no flood any more.
+                if sent / seconds > MOST_EVENTS_A_SECOND:
+                    self._findings.hangs[f"a flood of {text[:200]} was not noticed"] += 1
                 return
             for _ in range(100):
                 await line.say(text)
+            sent += 100
             await asyncio.sleep(0)  # what has come is read
 
     async def _deaf(self, line: Line) -> None:

@@ -39,6 +39,8 @@ def end_of(failure: StatusError) -> ConnectionEnd:
             code, close, kind = "session_taken_over", WSCloseCode.POLICY_VIOLATION, INVALID_REQUEST
         case grpc.StatusCode.INVALID_ARGUMENT:
             code, close, kind = "invalid_value", WSCloseCode.POLICY_VIOLATION, INVALID_REQUEST
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if failure.reason == "TOO_MANY_SESSIONS":
+            code, close, kind = "rate_limit_exceeded", WSCloseCode.TRY_AGAIN_LATER, INVALID_REQUEST
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             code, close = "server_overloaded", WSCloseCode.TRY_AGAIN_LATER
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED:

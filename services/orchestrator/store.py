@@ -64,6 +64,10 @@ _ENDING_SECONDS = 2.0
 _REPLICATION_SECONDS = 2.0
 _REPLICATION_STEP_MS = 100
 _ALONE_SECONDS = 5.0
+# Of an owner's sessions, the oldest that are looked at for one to forget, and how long it must
+# have been unused: one that was just made may be about to be used.
+_OLDEST = 50
+_UNUSED_SECONDS = 60.0
 _PROBE_KEY = "minmo:probe"
 _PROBE_SECONDS = 60
 # What a server says while another one takes its place, or while its disk is full.
@@ -118,6 +122,14 @@ local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
 if redis.call('EXISTS', KEYS[2]) == 0 then return -1 end
 redis.call('HSET', KEYS[2], 'cache', ARGV[2])
+return 1
+"""
+# KEYS: lease, owner's sessions, then all else of the session. ARGV: session. One that somebody
+# talks in is not forgotten.
+_FORGET = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+for place = 3, #KEYS do redis.call('DEL', KEYS[place]) end
+redis.call('ZREM', KEYS[2], ARGV[1])
 return 1
 """
 _RELEASE = """
@@ -232,6 +244,7 @@ class SessionStore:
         self._next_epoch = self._redis.register_script(_NEXT_EPOCH)
         self._release = self._redis.register_script(_RELEASE)
         self._put_cache = self._redis.register_script(_PUT_CACHE)
+        self._forget = self._redis.register_script(_FORGET)
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -257,7 +270,10 @@ class SessionStore:
     # --- sessions
 
     async def create(self, owner: str, settings: Settings) -> StoredSession:
-        """Makes a session. Raises RESOURCE_EXHAUSTED if the owner has too many."""
+        """Makes a session; an owner's that was not used for long makes room for it.
+
+        Raises RESOURCE_EXHAUSTED if the owner has too many and uses them all.
+        """
         now = time.time()
         session_id = "s" + secrets.token_hex(12)
         session = StoredSession(session_id, owner, settings, now, now, now + self._ttl)
@@ -267,9 +283,10 @@ class SessionStore:
             count = await client.zcard(owner_key)
             if count >= self._max_sessions:
                 count -= await self._forget_expired(client, owner_key)
-            if count >= self._max_sessions:
+            if count >= self._max_sessions and not await self._make_room(client, owner_key):
                 raise resource_exhausted(
-                    f"{count} sessions exist already; delete one with DeleteSession",
+                    f"{count} sessions exist already, and all are in use or were used within "
+                    f"{_UNUSED_SECONDS:g} s; delete one with DeleteSession",
                     limit=f"{self._max_sessions} sessions per token",
                     reason="TOO_MANY_SESSIONS",
                 )
@@ -360,13 +377,7 @@ class SessionStore:
 
         async def work(client: redis.Redis) -> None:
             pipeline = client.pipeline(transaction=True)
-            pipeline.delete(
-                _session_key(session_id),
-                _turns_key(session_id),
-                _lease_key(session_id),
-                _embeddings_key(session_id),
-                _heard_key(session_id),
-            )
+            pipeline.delete(_lease_key(session_id), *_keys_of(session_id))
             pipeline.zrem(_owner_key(owner), session_id)
             await pipeline.execute()
 
@@ -545,6 +556,26 @@ class SessionStore:
             await client.zrem(owner_key, *gone)
         return len(gone)
 
+    async def _make_room(self, client: redis.Redis, owner_key: str) -> bool:
+        """Forgets, of the owner's oldest sessions, the one that was used longest ago."""
+        ids: Any = await client.zrange(owner_key, 0, _OLDEST - 1)
+        pipeline = client.pipeline(transaction=False)
+        for session_id in ids:
+            pipeline.hget(_session_key(session_id.decode()), "updated")
+        used = await pipeline.execute()
+        before = time.time() - _UNUSED_SECONDS
+        unused = sorted(
+            (float(updated or 0), session_id.decode())
+            for session_id, updated in zip(ids, used, strict=True)
+            if float(updated or 0) < before
+        )
+        for _, session_id in unused:
+            keys = [_lease_key(session_id), owner_key, *_keys_of(session_id)]
+            if await self._forget(keys=keys, args=[session_id], client=client):
+                log.info("an unused session made room for another", session=session_id)
+                return True
+        return False
+
     async def _call(
         self,
         operation: metrics.RedisCall,
@@ -693,6 +724,12 @@ def _embeddings_key(session_id: str) -> str:
 
 def _heard_key(session_id: str) -> str:
     return f"minmo:session:{session_id}:heard"
+
+
+def _keys_of(session_id: str) -> tuple[str, ...]:
+    """All that is kept of a session, but for the lease."""
+    of = (_session_key, _turns_key, _embeddings_key, _heard_key)
+    return tuple(key(session_id) for key in of)
 
 
 def _owner_key(owner: str) -> str:

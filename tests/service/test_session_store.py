@@ -128,6 +128,34 @@ async def test_an_owner_may_keep_a_limited_number(store: SessionStore) -> None:
     await store.create("me", SETTINGS)
 
 
+async def test_a_session_that_was_not_used_for_long_makes_room(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [(await store.create("me", SETTINGS)).session_id for _ in range(3)]
+    await store.acquire(made[0], "talks", take_over=False)
+    await store.acquire(made[1], "talked", take_over=False)
+    await store.put_turn(made[1], "talked", StoredTurn(0, "user", "Hello."))
+    await store.release(made[1], "talked")
+    monkeypatch.setattr("services.orchestrator.store._UNUSED_SECONDS", 0.0)
+    new = (await store.create("me", SETTINGS)).session_id
+    # The first is in use, the second was used after the third.
+    kept = {session.session_id for session in await store.page("me", 10, 0)}
+    assert kept == {made[0], made[1], new}
+    with pytest.raises(StatusError, match="NOT_FOUND"):
+        await store.get(made[2], "me")
+
+
+async def test_sessions_in_use_make_no_room(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.orchestrator.store._UNUSED_SECONDS", 0.0)
+    for number in range(3):
+        made = await store.create("me", SETTINGS)
+        await store.acquire(made.session_id, f"stream {number}", take_over=False)
+    with pytest.raises(StatusError, match="3 sessions exist already"):
+        await store.create("me", SETTINGS)
+
+
 async def test_expired_sessions_do_not_count(server: Server) -> None:
     store = SessionStore(server.url, ttl_seconds=1, max_sessions_per_owner=1, deadline_seconds=5)
     await store.create("me", SETTINGS)
