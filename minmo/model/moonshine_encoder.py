@@ -135,12 +135,14 @@ class MoonshineEncoder(BlockStreamingEncoder):
         shared = torch.arange(rows.shape[2], device=rows.device) < _ROWS_SHARED
         new = new & (windows.first[..., None] | ~shared)
         weight = new.to(torch.float64)
-        exact = rows.to(torch.float64)
+        # Sums in double precision, without a copy of all rows in it.
+        total = rows.float().sum(-1, dtype=torch.float64)
+        squares = rows.float().square().sum(-1, dtype=torch.float64)
         added = torch.stack(
             (
                 self.width * weight.sum(-1).expand(batch, blocks),
-                (weight * exact.sum(-1)).sum(-1),
-                (weight * exact.square().sum(-1)).sum(-1),
+                (weight * total).sum(-1),
+                (weight * squares).sum(-1),
             ),
             dim=-1,
         )
@@ -152,7 +154,7 @@ class MoonshineEncoder(BlockStreamingEncoder):
         mean = total / number.clamp(min=1)
         variance = (squares / number.clamp(min=1) - mean.square()).clamp(min=0)
         scale = (variance + self.groupnorm.eps).rsqrt()
-        centred = (analysed - mean[..., None, None]) * scale[..., None, None]
+        centred = (analysed - mean.float()[..., None, None]) * scale.float()[..., None, None]
         norm = self.groupnorm
         normalised = centred.to(analysed.dtype) * norm.weight + norm.bias
         frames = self._downsample(normalised.flatten(0, 1).transpose(1, 2))
