@@ -23,6 +23,12 @@ OPUS_RATES_HZ = (8000, 12000, 16000, 24000, 48000)
 MAX_CHANNELS = 2
 
 _S16_SCALE = 32768.0
+_KINDS = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+}
 _ENCODINGS: dict[int, np.dtype[np.int16] | np.dtype[np.float32]] = {
     common_pb2.AUDIO_ENCODING_PCM_S16LE: np.dtype("<i2"),
     common_pb2.AUDIO_ENCODING_PCM_F32LE: np.dtype("<f4"),
@@ -196,41 +202,62 @@ def read_file(path: Path) -> tuple[Samples, int]:
     return samples, int(rate)
 
 
-def write_file(path: Path, samples: Samples, sample_rate_hz: int) -> None:
-    """Writes one channel; the name's ending chooses the format: .wav, .flac, .ogg or .opus.
+class FileWriter:
+    """Writes one channel piece by piece; use it as a context manager.
 
-    WAV and FLAC hold 16-bit integers, .ogg is Vorbis, .opus is Opus. A file is either whole or
-    not there.
+    The name's ending chooses the format: .wav, .flac, .ogg or .opus. WAV and FLAC hold 16-bit
+    integers, .ogg is Vorbis, .opus is Opus. A file is either whole or not there: when the block is
+    left by an error, or by Ctrl-C, an older file of that name stays as it was.
 
     Args:
         path: file to write; its folder must exist.
-        samples: `[samples]`; beyond -1 to 1 they are clipped.
         sample_rate_hz: rate of the samples.
 
     Raises:
         AudioError: the ending is unknown, or the format does not know the rate.
     """
-    kinds = {
-        ".wav": ("WAV", "PCM_16"),
-        ".flac": ("FLAC", "PCM_16"),
-        ".ogg": ("OGG", "VORBIS"),
-        ".opus": ("OGG", "OPUS"),
-    }
-    ending = path.suffix.lower()
-    if ending not in kinds:
-        raise AudioError("file", path, f"its name must end in {', '.join(kinds)}")
-    if ending == ".opus" and sample_rate_hz not in OPUS_RATES_HZ:
-        rates = ", ".join(str(rate) for rate in OPUS_RATES_HZ)
-        raise AudioError("sample_rate_hz", sample_rate_hz, f"Opus knows {rates} Hz")
-    container, subtype = kinds[ending]
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        soundfile.write(
-            unfinished, to_s16(samples), sample_rate_hz, format=container, subtype=subtype
+
+    def __init__(self, path: Path, sample_rate_hz: int) -> None:
+        ending = path.suffix.lower()
+        if ending not in _KINDS:
+            raise AudioError("file", path, f"its name must end in {', '.join(_KINDS)}")
+        if ending == ".opus" and sample_rate_hz not in OPUS_RATES_HZ:
+            rates = ", ".join(str(rate) for rate in OPUS_RATES_HZ)
+            raise AudioError("sample_rate_hz", sample_rate_hz, f"Opus knows {rates} Hz")
+        container, subtype = _KINDS[ending]
+        self._path, self._unfinished = path, path.with_name(f".{path.name}.part")
+        self._file = soundfile.SoundFile(
+            self._unfinished, "w", sample_rate_hz, 1, subtype, format=container
         )
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+    def write(self, samples: Samples) -> None:
+        """Writes the next `[samples]`; beyond -1 to 1 they are clipped.
+
+        Raises:
+            AudioError: a sample is NaN or infinite.
+        """
+        self._file.write(to_s16(samples))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if kind is None:
+            self._unfinished.replace(self._path)
+        else:
+            self._unfinished.unlink(missing_ok=True)
+
+
+def write_file(path: Path, samples: Samples, sample_rate_hz: int) -> None:
+    """Writes `[samples]` as one file; see `FileWriter`.
+
+    Raises:
+        AudioError: the ending is unknown, the format does not know the rate, or a sample is NaN or
+            infinite.
+    """
+    with FileWriter(path, sample_rate_hz) as file:
+        file.write(samples)
 
 
 def _check_finite(samples: Samples) -> None:

@@ -102,7 +102,10 @@ _REPLACEMENTS = tuple(
 )
 # A phrase may begin within a link, so its words are optional.
 _LINK = re.compile(r"(?:!?\[([^\[\]]*))?\]\([^()\s]*\)")
-_URL = re.compile(r"(?:https?://(?:www\.)?|www\.)([\w-]+(?:\.[\w-]+)+)[^\s)\]>]*", re.IGNORECASE)
+_URL = re.compile(
+    r"(?:https?://(?:www\.)?|www\.)([\w-]+(?:\.[\w-]+)+)(?:[^\s)\]>]*[^\s)\]>.,;:!?])?",
+    re.IGNORECASE,
+)
 _WORD = re.compile(r"[A-Za-z0-9]")
 
 
@@ -126,10 +129,7 @@ def speakable(text: str) -> Spoken:
     signs become words, accents fall off. Letters of other scripts and emoji are left out and
     reported.
     """
-    text = text.translate(_PLAIN)
-    text = _LINK.sub(lambda found: found[1] or " ", text)
-    text = _URL.sub(lambda found: found[1].replace(".", " dot "), text)
-    text = unicodedata.normalize("NFKC", text).translate(_PLAIN)
+    text = plain(text)
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
     kept: list[str] = []
@@ -140,8 +140,16 @@ def speakable(text: str) -> Spoken:
         elif unicodedata.category(character)[0] in "LNS":
             unsayable.append(character)
             kept.append(" ")
-    plain = " ".join("".join(kept).split())
-    return Spoken(plain if _WORD.search(plain) else "", "".join(unsayable))
+    said = " ".join("".join(kept).split())
+    return Spoken(said if _WORD.search(said) else "", "".join(unsayable))
+
+
+def plain(text: str) -> str:
+    """A text with plain signs for typographic ones, and of a link its words or its host alone."""
+    text = text.translate(_PLAIN)
+    text = _LINK.sub(lambda found: found[1] or " ", text)
+    text = _URL.sub(lambda found: found[1].replace(".", " dot "), text)
+    return unicodedata.normalize("NFKC", text).translate(_PLAIN)
 
 
 def shown(text: str) -> str:
