@@ -55,6 +55,7 @@ from minmo.engine.voice_decoder.engine import VoiceEngine
 from minmo.engine.voice_decoder.modules import VoiceModules
 from minmo.model.llm import Llm
 from minmo.model.speaker import Speaker, random_speaker
+from minmo.model.spelling import LONGEST_SPELLING
 from minmo.presets import Preset, load_preset
 from minmo.weights.modules import load_module, random_module
 
@@ -220,7 +221,9 @@ def measure(
     first, five = _measure_llm(llm, sessions, repeats, progress)
     del llm
     _free(device)
-    modules = VoiceModules.load(load, lambda: embeddings)
+    # Letters are read once, before anybody speaks: any will do.
+    letters = torch.zeros(len(embeddings), LONGEST_SPELLING, dtype=torch.uint8)
+    modules = VoiceModules.load(load, lambda: embeddings, lambda: letters)
     voice = _measure_voice(modules, device, sessions, repeats, progress)
     tokens_bytes = modules.lm.config.speech_group * weight_bytes(modules.lm.trunk)
     stages = {

@@ -38,8 +38,17 @@ class ChatFormat:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ChatFormat:
-        """Reads `tokenizer.json` of a folder of weights."""
-        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")))
+        """Reads `tokenizer.json` of a folder of weights.
+
+        Raises:
+            ValueError: it is not there, no tokenizer, or not one of ChatML.
+        """
+        path = folder / "tokenizer.json"
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing more particular
+            raise ValueError(f"cannot read the tokenizer {path}: {error}") from error
+        return cls(tokenizer)
 
     def _mark(self, mark: str) -> int:
         token: int | None = self._tokenizer.token_to_id(mark)

@@ -24,6 +24,7 @@ def flow_matching_loss(
     lengths: Tensor,
     generator: torch.Generator,
     chunking: Chunking | None = None,
+    bins: Tensor | None = None,
 ) -> Tensor:
     """How far the estimator's velocity is from the straight way between noise and mel.
 
@@ -39,6 +40,8 @@ def flow_matching_loss(
         generator: of everything random.
         chunking: how the tokens are cut, such as `random_chunking` draws it; by default as in a
             stream.
+        bins: `[batch, mel_bins]`, true for those that are known: a recording of a narrow band says
+            nothing of those above it. None for all.
 
     Returns:
         The mean square error over the frames that are there, a scalar.
@@ -71,8 +74,9 @@ def flow_matching_loss(
         view.bias,
         Beginning(),
     )[:, 0]
-    error = (velocity - way).square() * there
-    loss: Tensor = error.sum() / (there.sum() * mel.shape[-1])
+    counted = there.expand_as(mel) if bins is None else there & bins[:, None]
+    error = (velocity - way).square() * counted
+    loss: Tensor = error.sum() / counted.sum()
     return loss
 
 

@@ -284,6 +284,8 @@ def interleave(
             f"need {needed} positions; the voice token LM holds {max_positions}: shorten the pair"
         )
     end, fill = speech_tokens, speech_tokens + 2
+    if strange := [token for token in speech if not 0 <= token < end]:
+        raise ValueError(f"{strange[0]} is no speech token: those are 0 to {end - 1}")
     full = len(speech) // speech_group
     groups = full if max_groups is None else min(full, max_groups)
     sequence = Interleaving(text_group, speech_group, max_positions, end, prefix, groups, None)

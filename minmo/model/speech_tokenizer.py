@@ -30,6 +30,8 @@ from minmo.model.streaming import (
 
 # A saturated tanh times a whole half range would round to the last level on a knife's edge.
 _INSIDE = 0.999
+# Of a digit, as a share of its reach: that of the tanh of a normal variable, as digits begin.
+_SPREAD = 0.6
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,15 @@ class FiniteScalarQuantizer(nn.Module):
         Returns:
             Quantised vectors `[..., width]` and tokens `[...]`.
         """
-        smooth = torch.tanh(self.project_down(vectors)) * (self.reach * _INSIDE)
+        smooth = self.smooth(vectors)
         rounded = smooth.round()
         straight_through = smooth + (rounded - smooth).detach()
         quantized: Tensor = self.project_up(straight_through)
         return quantized, self._token(rounded)
+
+    def smooth(self, vectors: Tensor) -> Tensor:
+        """The digits `[..., dimensions]` of vectors `[..., width]`, before they are rounded."""
+        return torch.tanh(self.project_down(vectors)) * (self.reach * _INSIDE)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Quantised vectors `[..., width]` of tokens `[...]`."""
@@ -219,11 +225,13 @@ class Quantized(NamedTuple):
     Attributes:
         tokens: `[batch, tokens]`.
         vectors: `[batch, tokens, width]`, the same, differentiable past the rounding.
+        digits: `[batch, tokens, dimensions]`, the same before the rounding, -1 to 1.
         lengths: `[batch]`, tokens that are there.
     """
 
     tokens: Tensor
     vectors: Tensor
+    digits: Tensor
     lengths: Tensor
 
 
@@ -279,8 +287,10 @@ class SpeechTokenizer(nn.Module):
         # An unfinished group has no tokens, and its frames no influence on others.
         whole = lengths // self.config.frames_per_group * self.config.frames_per_group
         encoded = self.encoder(self.input(features[:, :frames]), whole)
-        vectors, names = self.quantizer(self.norm(self.rate(encoded)))
-        return Quantized(names, vectors, tokens)
+        read = self.norm(self.rate(encoded))
+        vectors, names = self.quantizer(read)
+        digits = self.quantizer.smooth(read) / self.quantizer.reach
+        return Quantized(names, vectors, digits, tokens)
 
     def initial_state(
         self, slots: int, device: torch.device | None = None, dtype: torch.dtype | None = None
@@ -415,6 +425,32 @@ def speech_tokenizer_loss(
     return SpeechTokenizerLoss(
         recognition + reconstruction_weight * reconstruction, recognition, reconstruction
     )
+
+
+def spread_loss(quantized: Quantized) -> Tensor:
+    """How far the digits of tokens are from being of use: each spread out, no two alike.
+
+    Recognition begins with hearing nothing but blanks, for which one token is enough; digits that
+    no longer differ then are hard to bring back. The variance and covariance terms of VICReg (arXiv
+    2105.04906, section 4.1) keep them apart; once they are, the first is zero.
+
+    Args:
+        quantized: the tokens of a batch.
+
+    Returns:
+        A scalar, from 0 to 2; 0 for less than two tokens.
+    """
+    digits = quantized.digits[is_there(quantized.lengths, quantized.digits.shape[1])].float()
+    if len(digits) < 2:
+        return digits.new_zeros(())
+    centred = digits - digits.mean(0)
+    deviation = (centred.square().mean(0) + 1e-6).sqrt()
+    narrow = F.relu(1 - deviation / _SPREAD).mean()
+    scaled = centred / deviation
+    alike = scaled.T @ scaled / len(digits)
+    others = alike - torch.diag(alike.diagonal())
+    dimensions = len(alike)
+    return narrow + others.square().sum() / max(1, dimensions * (dimensions - 1))
 
 
 class CodeUsage:

@@ -212,7 +212,7 @@ def _explained(preset: Preset, name: str) -> tuple[str, str, str]:
             "[batch, positions, 2, 2]",
         ),
         "output_projector": (
-            "1 linear layer",
+            "1 linear layer" + ", tokens' letters" * bool(preset.output_projector.spelling_width),
             f"[vectors, 2 x {llm.width}]",
             f"[vectors, {voice.width}]",
         ),

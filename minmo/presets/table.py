@@ -65,6 +65,7 @@ _MAY_BE_ZERO = frozenset(
         "left_blocks",
         "left_context",
         "letters",
+        "spelling_width",
         "look_ahead_tokens",
         "look_ahead",
         "harmonics",

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from minmo.weights import home
 from minmo.weights.errors import AbsentWeightsError, WeightsError
-from minmo.weights.folder import Source, is_whole, read_manifest
+from minmo.weights.folder import Source, is_whole, read_manifest, replaced
 from minmo.weights.parts import preset_name
 
 if TYPE_CHECKING:
@@ -58,8 +57,11 @@ def aligned_set(preset: str | Path | Preset) -> Path | None:
         WeightsError: there is no such preset.
     """
     name = _name(preset)
-    places = (home.aligned_folder(name), packaged_set(name))
-    return next((place for place in places if place.is_dir()), None)
+    own, brought = home.aligned_folder(name), packaged_set(name)
+    if own.is_dir():
+        return own
+    # MinMo may bring a preset's voice, in the same folder, and no set.
+    return brought if any((brought / module).is_dir() for module in ALIGNED_MODULES) else None
 
 
 def aligned_folder(preset: str | Path | Preset, module: str) -> Path:
@@ -164,11 +166,9 @@ def write_aligned(
         given = ", ".join(modules) or "nothing"
         raise WeightsError(f"an aligned set is {_listed()}, all of them; given: {given}")
     root = home.aligned_folder(preset.name) if folder is None else folder
-    unfinished = root.parent / f".{root.name}.{os.getpid()}.new"
-    older = root.parent / f".{root.name}.{os.getpid()}.old"
     llm = {"llm": module_sha256(preset, "llm")}
     hashes: dict[str, str] = {}
-    try:
+    with replaced(root) as unfinished:
         for module in ALIGNED_MODULES:
             against = hashes | llm if module in ONLY_ALIGNED else hashes
             written = write_module(
@@ -181,18 +181,6 @@ def write_aligned(
                 dtype=torch.float16 if dtype is None else dtype,
             )
             hashes = {**hashes, module: module_sha256(preset, module, written)}
-        if root.exists():
-            root.rename(older)
-        unfinished.rename(root)
-    except OSError as error:
-        raise WeightsError(
-            f"cannot write {root}: {error}; free some room, or allow writing there"
-        ) from error
-    finally:
-        if older.exists() and not root.exists():
-            older.rename(root)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(older, ignore_errors=True)
     return root
 
 

@@ -82,6 +82,33 @@ def is_whole(folder: Path, manifest: Manifest) -> bool:
 
 
 @contextmanager
+def replaced(root: Path) -> Iterator[Path]:
+    """Yield a folder to fill; on a clean exit it becomes `root`, whose older one goes.
+
+    Raises:
+        WeightsError: the disk is full or the folder cannot be written.
+    """
+    unfinished = root.parent / f".{root.name}.{os.getpid()}.new"
+    older = root.parent / f".{root.name}.{os.getpid()}.old"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        if root.exists():
+            root.rename(older)
+        unfinished.rename(root)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot write {root}: {error}; free some room, or allow writing there"
+        ) from error
+    finally:
+        if older.exists() and not root.exists():
+            older.rename(root)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(older, ignore_errors=True)
+
+
+@contextmanager
 def prepared(
     folder: Path,
     module: str,

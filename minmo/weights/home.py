@@ -10,6 +10,9 @@ SHARED_FOLDER = {"recognizer": "voice_encoder"}
 ALIGNED = "aligned"
 """Beside the folders of a preset's modules: those that were trained together to listen."""
 
+VOICE = "voice"
+"""Beside the folders of a preset's modules: those that were trained together to speak."""
+
 SPEAKERS = "speakers"
 """Beside the folders of a preset's modules: a file for each voice that it can speak with."""
 
@@ -32,6 +35,11 @@ def module_folder(preset: str, module: str) -> Path:
 def aligned_folder(preset: str) -> Path:
     """Return the folder of the modules that a preset's own training taught to listen."""
     return home() / "weights" / preset / ALIGNED
+
+
+def voice_folder(preset: str) -> Path:
+    """Return the folder of the modules that a preset's own training taught to speak."""
+    return home() / "weights" / preset / VOICE
 
 
 def speakers_folder(preset: str) -> Path:

@@ -9,6 +9,7 @@ from minmo.weights.aligned import ONLY_ALIGNED, aligned_folder, aligned_set
 from minmo.weights.errors import AbsentWeightsError, WeightsError
 from minmo.weights.folder import is_whole, read_manifest
 from minmo.weights.parts import packaged_parts, preset_name
+from minmo.weights.spoken import SPOKEN_MODULES, TOKENIZER, tokenizer_folder, voice_set
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,10 +67,22 @@ def _module_folder(preset: "str | Preset", name: str, module: str) -> tuple[Path
             return halves, _fetch_command(name, shared)
         if manifest is None and halves.exists():
             return halves, f"import {shared} again"
-    if module in ONLY_ALIGNED and not own.exists() and aligned_set(preset) is not None:
-        return aligned_folder(preset, module), "train it again"
+    if (trained := _folder_in_set(preset, module, own)) is not None:
+        return trained, "train it again"
     command = f"run `minmo weights import FOLDER --preset {name} --module {module}`, or train it"
     return own, command
+
+
+def _folder_in_set(preset: "str | Preset", module: str, own: Path) -> Path | None:
+    """Return where a module is that was trained here as one of a set, if it was."""
+    if module in SPOKEN_MODULES:
+        root = voice_set(preset)
+        return None if root is None else root / module
+    if module == TOKENIZER:
+        return tokenizer_folder(preset)
+    if module in ONLY_ALIGNED and not own.exists() and aligned_set(preset) is not None:
+        return aligned_folder(preset, module)
+    return None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

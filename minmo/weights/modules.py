@@ -37,6 +37,7 @@ from minmo.weights.parts import packaged_parts
 from minmo.weights.prepare import alone
 from minmo.weights.progress import NoProgress
 from minmo.weights.reading import map_safetensors
+from minmo.weights.spoken import TOKENIZER
 from minmo.weights.trained_against import TRAINED_AGAINST, record, recorded
 from minmo.weights.writing import FILE, check_finite, write_safetensors
 
@@ -250,6 +251,9 @@ def check_trained_against(
     folder = weights_folder(preset, name) if folder is None else folder
     absent = []
     for other, expected in trained_against(folder).items():
+        if other == TOKENIZER and not (folder.parent / other).exists():
+            # Nothing but training needs it, and that of another set says nothing of this one.
+            continue
         if other not in modules_of(preset):
             absent.append(other)
             continue

@@ -11,6 +11,7 @@ from minmo.weights.folder import is_whole, read_manifest
 from minmo.weights.load import read_config, weights_folder
 from minmo.weights.parts import PRESETS, preset_name
 from minmo.weights.speakers import speaker_files
+from minmo.weights.spoken import missing_in_set, voice_set
 
 if TYPE_CHECKING:
     from minmo.presets import Preset
@@ -54,7 +55,8 @@ def missing_for_voice(preset: str) -> list[str]:
     """Return what a preset's own voice lacks: modules, and `speakers`; nothing if it can speak.
 
     Only names and sizes of files are looked at, so that a process that will do without PyTorch
-    can ask.
+    can ask. Of a voice set that is being trained and what was imported, that which lacks less
+    counts.
 
     Args:
         preset: a built-in name, or the path of a TOML file.
@@ -62,13 +64,15 @@ def missing_for_voice(preset: str) -> list[str]:
     Raises:
         WeightsError: there is no such preset.
     """
-    name = preset_name(preset)
+    name, root = preset_name(preset), voice_set(preset)
+    if root is not None:
+        return missing_in_set(root)
     missing = [module for module in _VOICE if not _is_there(name, module)]
     if not voice_reads_text(preset) and not _is_there(name, "output_projector"):
         missing.append("output_projector")
     if not speaker_files(name):
         missing.append(home.SPEAKERS)
-    return missing
+    return min(missing, missing_in_set(home.voice_folder(name)), key=len)
 
 
 def voice_reads_text(preset: str) -> bool:
@@ -80,10 +84,11 @@ def voice_reads_text(preset: str) -> bool:
     Raises:
         WeightsError: there is no such preset.
     """
-    name = preset_name(preset)
-    if not _is_there(name, "voice_token_lm"):
+    name, root = preset_name(preset), voice_set(preset)
+    if root is None and not _is_there(name, "voice_token_lm"):
         return True
-    sizes = read_config(home.module_folder(name, "voice_token_lm")).get("sizes", {})
+    folder = home.module_folder(name, "voice_token_lm") if root is None else root / "voice_token_lm"
+    sizes = read_config(folder).get("sizes", {})
     return bool(sizes.get("text_vocabulary"))
 
 

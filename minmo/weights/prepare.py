@@ -19,6 +19,7 @@ from minmo.weights.folder import Manifest, Source, is_whole, prepared, read_mani
 from minmo.weights.parts import PRESETS, Part, parts_of, preset_name
 from minmo.weights.progress import NoProgress, Progress
 from minmo.weights.speakers import speakers
+from minmo.weights.spoken import SPOKEN_MODULES, voice_set
 
 Origin = Literal["packages", "hub"]
 
@@ -112,7 +113,11 @@ def states(preset: str) -> list[PartState]:
     parts, name = parts_of(preset), preset_name(preset)
     known = [_state(name, part) for part in parts]
     imported = _imported_states(preset, name, {part.name for part in parts})
-    return [*known, *imported, *_aligned_states(preset), *_speaker_states(name)]
+    aligned = _set_states(home.ALIGNED, ALIGNED_MODULES, aligned_set(preset))
+    voice = voice_set(preset)
+    spoken = _set_states(home.VOICE, SPOKEN_MODULES, voice)
+    spoken_as = _speaker_states(name, "import" if voice is None else "training")
+    return [*known, *imported, *aligned, *spoken, *spoken_as]
 
 
 def _imported_states(preset: str, name: str, packaged: set[str]) -> Iterator[PartState]:
@@ -131,14 +136,13 @@ def _imported_states(preset: str, name: str, packaged: set[str]) -> Iterator[Par
         yield _found_state(module, folder, manifest)
 
 
-def _aligned_states(preset: str) -> Iterator[PartState]:
-    """Yield the modules of the aligned set that counts; nothing where there is none."""
-    root = aligned_set(preset)
+def _set_states(kind: str, modules: tuple[str, ...], root: Path | None) -> Iterator[PartState]:
+    """Yield the modules of the set of a kind that counts; nothing where there is none."""
     if root is None:
         return
-    for module in ALIGNED_MODULES:
+    for module in modules:
         folder = root / module
-        shown, manifest = f"{home.ALIGNED}/{module}", read_manifest(folder)
+        shown, manifest = f"{kind}/{module}", read_manifest(folder)
         if manifest is None:
             yield PartState(shown, False, None, 0, 0, "", (), str(folder))
         else:
@@ -158,12 +162,12 @@ def _found_state(shown: str, folder: Path, manifest: Manifest) -> PartState:
     )
 
 
-def _speaker_states(name: str) -> Iterator[PartState]:
+def _speaker_states(name: str, origin: str) -> Iterator[PartState]:
     for speaker in speakers(name):
         yield PartState(
             module=f"{home.SPEAKERS}/{speaker.name}",
             ready=True,
-            origin="import",
+            origin=origin,
             size_bytes=speaker.path.stat().st_size,
             download_bytes=0,
             licence=speaker.licence,
@@ -177,7 +181,7 @@ def _modules_without_package(preset: str, name: str, packaged: set[str]) -> list
         root = home.module_folder(name, "")
         folders = root.iterdir() if root.is_dir() else ()
         there = sorted(path.name for path in folders if not path.name.startswith("."))
-        apart = {*packaged, home.ALIGNED, home.SPEAKERS}
+        apart = {*packaged, home.ALIGNED, home.VOICE, home.SPEAKERS}
         return [module for module in there if module not in apart]
     from minmo.presets import load_preset, modules_of
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minmo.weights import home
 from minmo.weights.errors import WeightsError
+from minmo.weights.spoken import speaking_set
 
 DEFAULT = "default"
 """The speaker of this name comes first, and so speaks where nobody was asked for."""
@@ -33,10 +34,14 @@ class SpeakerFile:
 def speaker_files(preset: str) -> list[Path]:
     """Return the files of a preset's speakers: the default first, the others by their names.
 
+    They are those of the voice set where there is one: other voices know other speakers.
+
     Args:
         preset: the name under which its weights are kept.
     """
-    found = home.speakers_folder(preset).glob(f"[!.]*{SUFFIX}")
+    root = speaking_set(preset)
+    folder = home.speakers_folder(preset) if root is None else root / home.SPEAKERS
+    found = folder.glob(f"[!.]*{SUFFIX}")
     return sorted(found, key=lambda path: (path.stem != DEFAULT, path.stem))
 
 

@@ -57,7 +57,9 @@ async def say(
         )
         for first in range(0, len(tokens), _TOKENS_A_MESSAGE):
             yield voice_decoder_pb2.DecodeRequest(
-                tokens=voice_decoder_pb2.TextTokens(tokens=tokens[first : first + 64])
+                tokens=voice_decoder_pb2.TextTokens(
+                    tokens=tokens[first : first + _TOKENS_A_MESSAGE]
+                )
             )
         yield voice_decoder_pb2.DecodeRequest(end=voice_decoder_pb2.DecodeEnd())
 

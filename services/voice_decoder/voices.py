@@ -158,11 +158,17 @@ def _spelling(preset: str) -> ChatFormat | None:
 def _modules(settings: VoiceDecoderSettings) -> VoiceModules:
     import torch
 
+    from minmo.engine.prompt import ChatFormat
+    from minmo.engine.token_spellings import token_spellings
     from minmo.engine.voice_decoder.modules import VoiceModules
+    from minmo.model.spelling import LONGEST_SPELLING
     from minmo.presets import load_preset
     from minmo.weights.modules import load_module, random_module
+    from minmo.weights.spoken import check_spoken
 
     preset = load_preset(settings.preset)
+    if not settings.random_weights:
+        check_spoken(preset)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def load(name: str) -> torch.nn.Module:
@@ -181,7 +187,14 @@ def _modules(settings: VoiceDecoderSettings) -> VoiceModules:
             return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
         return _llm_embeddings(settings.preset).to(device)
 
-    return VoiceModules.load(load, embeddings)
+    def spellings() -> torch.Tensor:
+        vocabulary = preset.llm.vocabulary_size
+        if settings.random_weights:
+            return torch.zeros(vocabulary, LONGEST_SPELLING, dtype=torch.uint8)
+        chat = ChatFormat.from_folder(weights_folder(settings.preset, "llm"))
+        return token_spellings(chat, vocabulary)
+
+    return VoiceModules.load(load, embeddings, spellings)
 
 
 def _llm_embeddings(preset: str) -> torch.Tensor:

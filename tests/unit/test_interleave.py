@@ -155,6 +155,9 @@ def test_no_text_at_all_is_spoken_at_once() -> None:
     interleaving.feed()
     interleaving.end()
     assert interleaving.done and interleaving.feed() == []
+    for token in (-1, _END, _FILL):
+        with pytest.raises(ValueError, match=f"{token} is no speech token: those are 0 to 99"):
+            interleave(1, [3, token, 4], speech_tokens=_TOKENS, max_positions=500)
     with pytest.raises(ValueError, match="0 semantic vectors: speech needs at least one"):
         interleave(0, [1], speech_tokens=_TOKENS, max_positions=500)
 

@@ -20,7 +20,9 @@ from minmo.engine.voice_decoder.modules import VoiceModules
 from minmo.engine.voice_decoder.neural_voice import NeuralVoice
 from minmo.engine.voice_decoder.scheduler import Chunks, Limits, Readings, Scheduler
 from minmo.engine.voice_decoder.sequence import Rates, SpeechSequence, State
+from minmo.model.output_projector import OutputProjector, OutputProjectorConfig
 from minmo.model.speaker import Prompt, SpeakerError, random_speaker
+from minmo.model.spelling import spellings_of
 from minmo.rpc.errors import StatusError
 from minmo.settings import VoiceDecoderSettings
 from minmo.v1 import common_pb2, voice_decoder_pb2
@@ -120,6 +122,26 @@ def test_modules_are_put_together_by_their_names() -> None:
     engine.stop()
     # A first one, and one that follows.
     assert engine.snapshot().chunks == 2
+
+
+def test_a_voice_that_reads_letters_is_told_how_tokens_are_spelled() -> None:
+    made = tiny_voice()
+    width = made.lm.config.width
+    projector = OutputProjector(OutputProjectorConfig(HIDDEN_WIDTH, width, spelling_width=4))
+    parts = {
+        "voice_token_lm": made.lm,
+        "output_projector": projector,
+        "flow_matching": made.flow,
+        "vocoder": made.vocoder,
+    }
+    table = torch.zeros(3, HIDDEN_WIDTH)
+    letters = spellings_of(["a", " cat", "-"])
+    loaded = VoiceModules.load(parts.__getitem__, lambda: table, lambda: letters)
+    assert loaded.semantic is not None
+    assert loaded.semantic.spelled is not None
+    torch.testing.assert_close(loaded.semantic.spelled, projector.spell(letters))
+    with pytest.raises(ValueError, match="reads letters: say how the LLM's tokens are spelled"):
+        VoiceModules.load(parts.__getitem__, lambda: table)
 
 
 def test_lanes_that_do_not_divide_the_slots_are_refused() -> None:

@@ -254,6 +254,7 @@ def test_what_mini_brings_is_a_whole_set_of_the_size_that_was_promised() -> None
     assert root.parts[-4:] == ("minmo", "presets", "trained", "mini")
     if not root.exists():
         pytest.skip("mini has not been taught to listen yet")
-    assert {path.name for path in root.iterdir()} == set(ALIGNED_MODULES)
+    # The voice that MinMo brings lies beside it.
+    assert {path.name for path in root.iterdir()} - {"voice"} == set(ALIGNED_MODULES)
     sizes = [path.stat().st_size for path in root.glob("*/model.safetensors")]
     assert sum(sizes) < 22e6

@@ -30,6 +30,8 @@ def preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("MINMO_HOME", str(tmp_path / "home"))
     tables = made.WHISPER | made.QWEN2 | made.COSYVOICE
     tables["voice_token_lm"] = tables["voice_token_lm"] | {"max_context": 512}
+    # The made-up tokenizer has nothing to spell.
+    tables["output_projector"] = {"spelling_width": 0}
     return str(write_preset(tmp_path, **tables))
 
 

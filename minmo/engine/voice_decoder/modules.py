@@ -23,10 +23,13 @@ class SemanticVectors:
     Attributes:
         projector: joins a token's embedding and its hidden state.
         embeddings: `[vocabulary, hidden_width]`, the LLM's table of input embeddings.
+        spelled: `[vocabulary, width]`, what the letters of each token add to its vector; None
+            where the projector reads no letters.
     """
 
     projector: OutputProjector
     embeddings: Tensor
+    spelled: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,12 @@ class VoiceModules:
             )
 
     @classmethod
-    def load(cls, load: Callable[[str], Any], embeddings: Callable[[], Tensor]) -> Self:
+    def load(
+        cls,
+        load: Callable[[str], Any],
+        embeddings: Callable[[], Tensor],
+        spellings: Callable[[], Tensor] | None = None,
+    ) -> Self:
         """Brings together what a preset has.
 
         A voice token LM with a table of text embeddings speaks by that table; any other needs the
@@ -63,11 +71,26 @@ class VoiceModules:
         Args:
             load: gives a module by the name of its table in the preset.
             embeddings: gives the LLM's table of input embeddings, `[vocabulary, hidden_width]`.
+            spellings: gives how its tokens are spelled, `[vocabulary, LONGEST_SPELLING]`
+                (`minmo.engine.token_spellings`); asked for where the projector reads letters.
+
+        Raises:
+            ValueError: it does, and there are none.
         """
         lm = load("voice_token_lm")
         semantic = None
         if not lm.config.text_vocabulary:
-            semantic = SemanticVectors(load("output_projector"), embeddings())
+            projector: OutputProjector = load("output_projector")
+            spelled = None
+            if projector.spelling is not None:
+                if spellings is None:
+                    raise ValueError(
+                        "the output projector reads letters: say how the LLM's tokens are spelled"
+                    )
+                # Once for all: reading letters would else be part of the first audio's delay.
+                with torch.inference_mode():
+                    spelled = projector.spell(spellings().to(lm.start.device))
+            semantic = SemanticVectors(projector, embeddings(), spelled)
         return cls(lm, load("flow_matching"), load("vocoder"), semantic)
 
     @property

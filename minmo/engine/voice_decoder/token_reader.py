@@ -145,7 +145,8 @@ class TokenReader:
         states = [
             torch.from_numpy(r.hidden_states) for r in readings if r.hidden_states is not None
         ]
-        return self._project(semantic.embeddings[ids], torch.cat(states))
+        vectors = self._project(semantic.embeddings[ids], torch.cat(states))
+        return vectors if semantic.spelled is None else vectors + semantic.spelled[ids]
 
     def _query_vectors(self, readings: Sequence[Reading]) -> Tensor:
         """Vectors `[positions, width]` of the queries' positions that are read now."""
