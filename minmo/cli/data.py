@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from minmo.cli import data_tokens
 from minmo.cli.options import Json
+from minmo.cli.progress import shown as _shown
 
 if TYPE_CHECKING:
+    from minmo.training.data.agreement import Agreement
     from minmo.training.data.shards import Made
     from minmo.training.data.sources import Text
 
@@ -24,7 +27,6 @@ app = typer.Typer(
     "Example: minmo data texts --books --hours 1 --out texts.jsonl",
 )
 
-_LINE_SECONDS = 20.0
 _EXTRA = {"lhotse": "minmo[train]"}
 
 Seed = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
@@ -39,6 +41,14 @@ Shards = Annotated[
         "--out",
         file_okay=False,
         help="Folder of the shards. By default in speech/ of MinMo's home.",
+    ),
+]
+
+
+Rate = Annotated[
+    int,
+    typer.Option(
+        min=8_000, max=48_000, help="Hz of the audio: 16000 to listen to, 24000 to speak with."
     ),
 ]
 
@@ -82,6 +92,21 @@ def texts(
     books: Annotated[
         bool, typer.Option("--books", help="Fetch a novel and 230 years of speeches (9 MB).")
     ] = False,
+    written: Annotated[
+        int,
+        typer.Option(
+            min=0, max=1_000_000, help="Sentences with numbers, dates, money, titles and units."
+        ),
+    ] = 0,
+    instructed: Annotated[
+        float,
+        typer.Option(
+            "--instructed",
+            min=0,
+            max=14,
+            help="How often more each utterance is said in another style: slowly, louder, ...",
+        ),
+    ] = 0.0,
     hours: Annotated[
         float | None,
         typer.Option(
@@ -107,10 +132,11 @@ def texts(
 
     Example: minmo data texts --questions trivia.jsonl.gz --books --hours 40 --out texts.jsonl
     """
-    from minmo.training.data import sources
+    from minmo.training.data import sources, written_forms
     from minmo.training.data.jsonl import write_lines
     from minmo.training.data.mixing import lines_of, seconds_of
     from minmo.training.data.phonemes import make_phonemes
+    from minmo.training.data.styles import with_styles
 
     with _explained("nothing was written"):
         given: list[Iterator[Text]] = []
@@ -122,8 +148,10 @@ def texts(
             given += [read(*sources.named(argument)) for argument in arguments or []]
         if books:
             given += _books()
+        given.append(written_forms.sentences(written, seed))
         found = list(sources.distinct(text for source in given for text in source))
         lines = lines_of(found, seed, hours, _weights(weight or []))
+        lines = list(with_styles(lines, instructed, seed))
         write_lines(out, (line.to_json() for line in lines))
         if phonemes:
             with _shown("phonemes", quiet=as_json) as shown:
@@ -149,6 +177,7 @@ def speech(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Utterances of train at most, the first ones.")
     ] = None,
+    rate: Rate = 16_000,
     as_json: Json = False,
 ) -> None:
     """Make speech of texts, in shards; stopped at any time, it goes on where it was.
@@ -159,10 +188,11 @@ def speech(
     from minmo.training.data import synthesis
     from minmo.training.data.packages import folder_of
     from minmo.training.data.phonemes import make_phonemes, phonemes_of, read_texts
+    from minmo.training.data.shards import named_for
     from minmo.training.data.voice import VOICE
     from minmo.weights import shown_on
 
-    out = out or _home("speech", synthesis.NAME)
+    out = out or _home("speech", named_for(synthesis.NAME, rate))
     with _explained(f"whole shards stay in {out}; run it again to go on"):
         _check_extra()
         said = read_texts(lines)
@@ -180,7 +210,8 @@ def speech(
                 rate = now.seconds / max(time.monotonic() - began, 1e-9)
                 shown(now.done, now.total, f"{now.seconds / 3600:.2f} h, {rate:.1f} h an hour")
 
-            made = synthesis.make_shards(out, jobs, folder, workers or available_cores(), told)
+            processes = workers or available_cores()
+            made = synthesis.make_shards(out, jobs, folder, processes, told, rate)
     _print_made(out, made, time.monotonic() - began, as_json=as_json)
 
 
@@ -203,27 +234,80 @@ def recordings(
         bool,
         typer.Option(help="Transcribe what has no transcript, where two recognisers agree."),
     ] = True,
+    rate: Rate = 16_000,
+    clean: Annotated[
+        bool,
+        typer.Option(
+            "--clean",
+            help="Trim silence, bring speakers to one level, leave out what is clipped or noisy.",
+        ),
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Leave out what is heard otherwise than its text says."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Bring recordings of any format and rate, with transcripts or without.
 
-    Example: minmo data recordings kathleen/metadata.csv --name kathleen --out speech/kathleen
+    Example: minmo data recordings kathleen/metadata.csv --name kathleen --rate 24000 --clean
     """
     from minmo.training.data import recordings as bring
+    from minmo.training.data.shards import named_for
 
-    out = out or _home("speech", name)
+    out = out or _home("speech", named_for(name, rate))
     columns = bring.Columns(id_column, text_column, split_column, speaker_column)
     began = time.monotonic()
     with _explained(f"whole shards stay in {out}; run it again to go on"):
         _check_extra()
-        if not name or any(sign in name for sign in "/ ."):
-            raise _input_error(f"--name is {name!r}: it must be one word")
+        _check_name(name)
         found = bring.find_recordings(source.expanduser(), columns, split.value)
         unlabelled = label and any(recorded.text is None for recorded in found)
-        with _labeller(unlabelled, quiet=as_json) as (transcribe, about):
-            work = bring.Import(out, name, found, transcribe, about=about)
+        with _agreement(unlabelled or check, quiet=as_json) as heard:
+            work = bring.Import(
+                out,
+                name,
+                found,
+                transcribe=heard if unlabelled else None,
+                about=heard.about if heard and unlabelled else "",
+                rate_hz=rate,
+                clean=clean,
+                hears=heard.hears if heard and check else None,
+            )
             with _shown("recordings", quiet=as_json) as shown:
                 made = work.run(shown)
+    _print_made(out, made, time.monotonic() - began, as_json=as_json)
+
+
+@app.command("instructed")
+def instructed(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="SHARDS", help="Folders of clips as they are.")
+    ],
+    name: Annotated[str, typer.Option(help="Of the data.")] = "instructed",
+    out: Shards = None,
+    times: Annotated[
+        float, typer.Option(min=0.001, max=14, help="How often each clip is said again.")
+    ] = 2.0,
+    rate: Rate = 24_000,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Say clips again as somebody asks for it: slower, faster, higher, lower, louder, softer.
+
+    Example: minmo data instructed speech/kathleen-24k --out speech/kathleen-instructed-24k
+    """
+    from minmo.training.data.instructed import Restyling
+    from minmo.training.data.shards import named_for
+
+    out = out or _home("speech", named_for(name, rate))
+    began = time.monotonic()
+    with _explained(f"whole shards stay in {out}; run it again to go on"):
+        _check_extra()
+        _check_name(name)
+        work = Restyling(out, name, [one.expanduser() for one in folders], times, rate, seed)
+        with _shown("clips", quiet=as_json) as shown:
+            made = work.run(shown)
     _print_made(out, made, time.monotonic() - began, as_json=as_json)
 
 
@@ -250,6 +334,9 @@ def asterisk(out: Shards = None, as_json: Json = False) -> None:
             reader = prompts.PromptReader(decoder)
             made = Import(out, prompts.NAME, found, read=reader).run(shown)
     _print_made(out, made, time.monotonic() - began, as_json=as_json)
+
+
+app.command("tokens")(data_tokens.tokens)
 
 
 @app.command("write")
@@ -395,12 +482,10 @@ def _weights(arguments: Sequence[str]) -> dict[str, float]:
 
 
 @contextmanager
-def _labeller(
-    wanted: bool, *, quiet: bool
-) -> Iterator[tuple[Callable[..., str | None] | None, str]]:
-    """Gives what transcribes, and what it is called."""
+def _agreement(wanted: bool, *, quiet: bool) -> Iterator[Agreement | None]:
+    """Gives two recognisers where they are wanted."""
     if not wanted:
-        yield None, ""
+        yield None
         return
     from minmo.training.data import agreement
     from minmo.training.data.packages import WHISPER_TINY, folder_of
@@ -411,7 +496,7 @@ def _labeller(
         ensure("mini", NoProgress() if quiet else progress, only=("voice_encoder",))
         model = folder_of(WHISPER_TINY, NoProgress() if quiet else progress)
     with Conversation(WHISPER, installed(WHISPER, _say), str(model)) as whisper:
-        yield agreement.Agreement(agreement.moonshine(), whisper), agreement.LABELS
+        yield agreement.Agreement(agreement.moonshine(), whisper)
 
 
 def _ensure_llm(preset: str, *, quiet: bool) -> None:
@@ -440,6 +525,11 @@ def _check_extra() -> None:
             )
 
 
+def _check_name(name: str) -> None:
+    if not name or any(sign in name for sign in "/ ."):
+        raise _input_error(f"--name is {name!r}: it must be one word")
+
+
 def _input_error(message: str) -> Exception:
     from minmo.cli.errors import InputError
 
@@ -462,54 +552,6 @@ def _explained(kept: str) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"stopped: {kept}", err=True)
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def _shown(what: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
-    """Gives what shows progress: a bar on a terminal, a line now and then elsewhere."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    from minmo.cli.show import stderr
-
-    console = stderr()
-    if quiet or not console.is_terminal:
-        yield _lines(what, quiet=quiet)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(what, total=None, note="")
-
-        def show_bar(done: int, total: int, note: str = "") -> None:
-            bars.update(task, completed=done, total=total, note=note)
-
-        yield show_bar
-
-
-def _lines(what: str, *, quiet: bool) -> Callable[..., None]:
-    began = last = time.monotonic()
-
-    def show_line(done: int, total: int, note: str = "") -> None:
-        nonlocal last
-        now = time.monotonic()
-        if quiet or now - last < _LINE_SECONDS or not done:
-            return
-        last = now
-        left = (now - began) / done * (total - done)
-        typer.echo(f"{what}: {done} of {total}, {left / 60:.0f} min left {note}", err=True)
-
-    return show_line
 
 
 def _say(what: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minmo.cli import bundle
+from minmo.cli import bundle, train_voice
 from minmo.cli.errors import EXIT_INTERRUPTED, InputError
 from minmo.cli.options import Json
 
@@ -25,68 +26,149 @@ app = typer.Typer(
     "Example: minmo train speech-to-text --recipe pre-align --data FOLDER --out runs/pre-align",
 )
 
+Out = Annotated[
+    Path, typer.Option(file_okay=False, help="Folder of the run: checkpoints and curves.")
+]
+Recipe = Annotated[
+    str, typer.Option(help="What is moved and minimised: a name, or the path of a YAML file.")
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FOLDER[=WEIGHT]",
+        help="Folder of spoken clips (lhotse Shar), and how much of it; repeatable.",
+    ),
+]
+Init = Annotated[
+    Path | None,
+    typer.Option(exists=True, file_okay=False, help="Run or export to begin with."),
+]
+Preset = Annotated[str | None, typer.Option(help="The preset whose modules are meant.")]
+Minutes = Annotated[
+    float | None, typer.Option(help="How long it may take; the learning rate falls with it.")
+]
+Steps = Annotated[int | None, typer.Option(help="After how many steps it ends.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Another value, as data.seconds=60; repeatable."
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on, and refuse if there is no checkpoint.")
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Remove the run that is there and begin anew.")
+]
+Show = Annotated[bool, typer.Option("--show", help="Print the configuration, and train nothing.")]
+
+
+@dataclass(frozen=True)
+class StageCommand:
+    """The command of a stage.
+
+    Attributes:
+        stage: its name.
+        about: what it does, in the imperative.
+        recipes: its packaged ones; it begins with the first.
+        example: what comes behind the stage in the example.
+    """
+
+    stage: str
+    about: str
+    recipes: tuple[str, ...]
+    example: str
+
+    @property
+    def help(self) -> str:
+        """The command's text."""
+        return (
+            f"{self.about}\n\nRecipes: {', '.join(self.recipes)}. A run goes on from its last "
+            "checkpoint where there is one; Ctrl-C writes one and stops.\n\n"
+            f"Example: minmo train {self.stage} {self.example}"
+        )
+
+
+COMMANDS = (
+    StageCommand(
+        "speech-to-text",
+        "Teach the LLM to listen: voice encoder, input projector and recognition head.",
+        ("pre-align", "full-align", "sft"),
+        "--recipe full-align --data ~/speech --init runs/pre-align --out runs/full-align",
+    ),
+    StageCommand(
+        "speech-tokenizer",
+        "Make speech tokens carry words: the tokenizer behind the pretrained voice encoder.",
+        ("speech-tokenizer",),
+        "--data ~/speech --out runs/speech-tokenizer --minutes 60",
+    ),
+    StageCommand(
+        "token2wav",
+        "Make mel spectrograms of speech tokens and a speaker: the flow matching.",
+        ("token2wav",),
+        "--data ~/speech-24k --out runs/token2wav --minutes 240",
+    ),
+    StageCommand(
+        "vocoder",
+        "Make audio of mel spectrograms: the vocoder.",
+        ("vocoder", "vocoder-adversarial"),
+        "--data ~/speech-24k --out runs/vocoder --minutes 240",
+    ),
+    StageCommand(
+        "text-to-speech",
+        "Teach the voice to say what the LLM writes: output projector and voice token LM.",
+        ("speak", "speak-voice", "speak-project"),
+        "--recipe speak-voice --data ~/kathleen-24k --init runs/speak --out runs/speak-voice",
+    ),
+    StageCommand(
+        "speech-to-speech",
+        "Teach the voice to say it as the user wants: output projector and voice token LM.",
+        ("speak-dialogue",),
+        "--data ~/instructed --init runs/speak-voice --out runs/speak-dialogue --minutes 60",
+    ),
+)
+
+
+def _add(command: StageCommand) -> None:
+    """A stage's command; all have the same options."""
+
+    @app.command(command.stage, help=command.help)
+    def run_stage(
+        out: Out,
+        recipe: Recipe = command.recipes[0],
+        data: Data = None,
+        init: Init = None,
+        preset: Preset = None,
+        minutes: Minutes = None,
+        steps: Steps = None,
+        changes: Changes = None,
+        resume: Resume = False,
+        restart: Restart = False,
+        show: Show = False,
+        as_json: Json = False,
+    ) -> None:
+        if resume and restart:
+            raise InputError("--resume goes on and --restart begins anew: give one of them")
+        with _explained():
+            config = _config(recipe, data, init, preset, minutes, steps, changes)
+            if config.stage != command.stage:
+                raise InputError(
+                    f"recipe {recipe} is of the stage {config.stage}, not {command.stage}; the "
+                    f"recipes of {command.stage} are: {', '.join(command.recipes)}"
+                )
+            if show:
+                from minmo.training.config import to_yaml
+
+                typer.echo(to_yaml(config), nl=False)
+                return
+            _train(config, out, "must" if resume else "restart" if restart else "auto", as_json)
+
+
+for _command in COMMANDS:
+    _add(_command)
+app.command("voice")(train_voice.voice)
 app.command("bundle")(bundle.bundle)
 app.command("collect")(bundle.collect)
-
-
-@app.command("speech-to-text")
-def speech_to_text(
-    out: Annotated[
-        Path, typer.Option(file_okay=False, help="Folder of the run: checkpoints and curves.")
-    ],
-    recipe: Annotated[
-        str, typer.Option(help="pre-align, full-align or sft, or the path of a YAML file.")
-    ] = "pre-align",
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FOLDER[=WEIGHT]",
-            help="Folder of spoken clips (lhotse Shar), and how much of it; repeatable.",
-        ),
-    ] = None,
-    init: Annotated[
-        Path | None,
-        typer.Option(exists=True, file_okay=False, help="Run or export to begin with."),
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="The preset whose modules are meant.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="How long it may take; the learning rate falls with it.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="After how many steps it ends.")] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Another value, as data.seconds=60; repeatable."
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on, and refuse if there is no checkpoint.")
-    ] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Remove the run that is there and begin anew.")
-    ] = False,
-    show: Annotated[
-        bool, typer.Option("--show", help="Print the configuration, and train nothing.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Teach the LLM to listen: voice encoder, input projector and recognition head.
-
-    It goes on from the run's last checkpoint where there is one. Ctrl-C writes one and stops.
-
-    Example: minmo train speech-to-text --recipe full-align --data ~/speech --init runs/pre-align
-    --out runs/full-align --minutes 240
-    """
-    if resume and restart:
-        raise InputError("--resume goes on and --restart begins anew: give one of them")
-    with _explained():
-        config = _config(recipe, data, init, preset, minutes, steps, changes)
-        if show:
-            from minmo.training.config import to_yaml
-
-            typer.echo(to_yaml(config), nl=False)
-            return
-        _train(config, out, "must" if resume else "restart" if restart else "auto", as_json)
 
 
 @app.command("export")

@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from minmo.training.augmentation import (
-    SAMPLE_RATE,
     Samples,
     augment,
     change_speed,
@@ -98,7 +97,8 @@ class Batch:
     """Clips, padded to the longest.
 
     Attributes:
-        samples: `[batch, samples]`, float32, 16 kHz, zeros behind each clip.
+        samples: `[batch, samples]`, float32, zeros behind each clip; none where the configuration
+            says that clips are not heard.
         lengths: `[batch]`, samples of each clip, the silence around it among them.
         clean: `[batch, samples]`, the same at the same times before noise and rooms; None unless
             asked for.
@@ -107,6 +107,7 @@ class Batch:
         words: where each word of a clip is heard, silence and speed included; None where the clip
             does not say.
         next: position in the order behind this batch.
+        sample_rate: of the samples, Hz.
     """
 
     samples: Tensor
@@ -116,6 +117,7 @@ class Batch:
     clips: tuple[Clip, ...]
     words: tuple[Spans | None, ...] = ()
     next: Position | None = None
+    sample_rate: int = 16_000
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on a device."""
@@ -129,7 +131,7 @@ class Batch:
     @property
     def seconds(self) -> float:
         """Of audio, without padding."""
-        return float(self.lengths.sum()) / SAMPLE_RATE
+        return float(self.lengths.sum()) / self.sample_rate
 
 
 class Order:
@@ -314,18 +316,21 @@ def assemble(
     Raises:
         TrainingError: a clip cannot be read.
     """
+    if not config.audio:
+        return _unheard(planned, config.sample_rate)
     sounds = []
+    rate = config.sample_rate
     words: list[Spans | None] = []
     for clip, epoch in planned.clips:
-        sound, speed = read_audio(clip), 1.0
+        sound, speed = read_audio(clip, rate), 1.0
         if augmentation is not None:
             speed = draw_speed(augmentation, generator(seed, epoch, clip.id, _SPEED))
             sound = change_speed(sound, speed) if speed != 1 else sound
         random = generator(seed, epoch, clip.id, _SILENCE)
-        around = (random.uniform(*config.silence, 2) * SAMPLE_RATE).astype(np.int64)
+        around = (random.uniform(*config.silence, 2) * rate).astype(np.int64)
         sounds.append(np.pad(sound, (int(around[0]), int(around[1]))))
         spans = clip.custom.get("words")
-        words.append(moved(spans, speed, int(around[0]) / SAMPLE_RATE) if spans else None)
+        words.append(moved(spans, speed, int(around[0]) / rate) if spans else None)
     changed = sounds
     if augmentation is not None:
         changed = [
@@ -346,6 +351,21 @@ def assemble(
         clips,
         tuple(words),
         planned.next,
+        rate,
+    )
+
+
+def _unheard(planned: Planned, rate: int) -> Batch:
+    """A batch whose clips are known and not read; their lengths are those of their audio."""
+    clips = tuple(clip for clip, _ in planned.clips)
+    return Batch(
+        torch.zeros(len(clips), 0),
+        torch.tensor([round(clip.seconds * rate) for clip in clips]),
+        None,
+        tuple(clip.text for clip in clips),
+        clips,
+        next=planned.next,
+        sample_rate=rate,
     )
 
 

@@ -19,6 +19,9 @@ from minmo.training.tables import build, join, similar
 
 Range = tuple[float, float]
 
+AUGMENTED_RATE = 16_000
+"""Hz; what rooms and lines do to speech is drawn for this rate."""
+
 _RECIPES = "minmo.training.recipes"
 
 
@@ -50,6 +53,9 @@ class DataConfig:
         pool: batches that are drawn together and sorted by length, so that a batch's clips are
             about as long as each other.
         silence: seconds before and behind each clip, drawn evenly from this range.
+        audio: whether clips are heard at all; a stage that learns from their texts and their speech
+            tokens does without.
+        sample_rate: Hz at which clips are heard; other clips are resampled as they are read.
         workers: processes that decode and augment; 0 to do it between the steps.
         valid_clips: clips to measure on, at most.
     """
@@ -62,6 +68,8 @@ class DataConfig:
     shortest: float = 0.3
     pool: int = 32
     silence: Range = (0.0, 0.6)
+    audio: bool = True
+    sample_rate: int = 16_000
     workers: int = 1
     valid_clips: int = 400
 
@@ -75,6 +83,7 @@ class DataConfig:
         _require("seconds", self.seconds, 0.1, 1e6)
         _require_range("silence", self.silence, 0, 10)
         _require("pool", self.pool, 1, 4096)
+        _require("sample_rate", self.sample_rate, 8_000, 48_000)
         _require("workers", self.workers, 0, 64)
         _require("valid_clips", self.valid_clips, 1, 1e6)
 
@@ -146,6 +155,11 @@ class AugmentationConfig:
         _require("mask_seconds", self.mask_seconds, 0.001, 1)
         if not self.noise_kinds or not self.codecs:
             raise ValueError("noise_kinds and codecs name one at least; set noise or codec to 0")
+
+    @property
+    def changes_anything(self) -> bool:
+        """Whether any clip is heard otherwise than it is."""
+        return self.clean < 1 or self.speed > 0
 
 
 @dataclass(frozen=True)
@@ -278,6 +292,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _require("seed", self.seed, 0, 2**31)
         _require("threads", self.threads, 0, 1024)
+        if self.data.sample_rate != AUGMENTED_RATE and self.augmentation.changes_anything:
+            raise ValueError(
+                f"augmentation works at {AUGMENTED_RATE} Hz: with another data.sample_rate set "
+                "augmentation.clean=1 and augmentation.speed=0"
+            )
 
 
 # What may differ when a run goes on: it changes neither what is learned nor what is compared.

@@ -23,6 +23,8 @@ from minmo.model.merging import Merged, merge
 from minmo.model.recognition_head import RecognitionHead, recognition_loss
 from minmo.model.spelling import letters_of
 from minmo.model.token_loss import IGNORED
+from minmo.training.config import TrainingConfig
+from minmo.training.errors import TrainingError
 from minmo.training.words import Spans, spoken_words
 
 # A word may be recognised a little before it begins, as sounds run into each other, and until
@@ -90,6 +92,19 @@ class Cuts:
     def to(self, device: torch.device) -> Cuts:
         """The same on a device."""
         return Cuts(*(getattr(self, one.name).to(device) for one in fields(self)))
+
+
+def check_heard(config: TrainingConfig) -> None:
+    """Refuses clips that are not heard, or at another rate than the voice encoder's.
+
+    Raises:
+        TrainingError: says which setting is wrong.
+    """
+    if not config.data.audio or config.data.sample_rate != SAMPLE_RATE_HZ:
+        raise TrainingError(
+            f"{config.stage} hears its clips at {SAMPLE_RATE_HZ} Hz, whatever they were recorded "
+            f"at: set data.audio=true and data.sample_rate={SAMPLE_RATE_HZ}"
+        )
 
 
 class PieceTokenizer:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from minmo.training.batches import Batch
-from minmo.training.listening import ListeningModel
+from minmo.training.config import TrainingConfig
+from minmo.training.errors import TrainingError
 
 _BYTES_A_MB = 1_000_000
+
+
+class Encoding(Protocol):
+    """What makes frames of clips."""
+
+    def frames(self, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames of clips, `[batch, frames, width]`, and how many of each."""
 
 
 class RememberedFrames:
@@ -24,8 +34,8 @@ class RememberedFrames:
         self._known: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def __call__(self, model: ListeningModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What `ListeningModel.frames` gives of a batch."""
+    def __call__(self, model: Encoding, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What `model.frames` gives of a batch."""
         ids = [clip.id for clip in batch.clips]
         new = [number for number, clip in enumerate(ids) if clip not in self._known]
         found = {clip: self._known[clip] for clip in ids if clip in self._known}
@@ -40,3 +50,22 @@ class RememberedFrames:
         lengths = torch.tensor([len(found[clip]) for clip in ids], device=device)
         padded = pad_sequence([found[clip] for clip in ids], batch_first=True)
         return padded.to(device).float(), lengths
+
+
+def check_remembering(config: TrainingConfig) -> None:
+    """Refuses to keep frames that are not the same every time.
+
+    Raises:
+        TrainingError: says which setting would change them.
+    """
+    first, last = config.data.silence
+    for changes, setting in (
+        ("voice_encoder" in config.optimizer.learning_rates, "no learning rate of voice_encoder"),
+        (first != last, "both ends of data.silence alike"),
+        (config.augmentation.speed > 0, "augmentation.speed=0"),
+    ):
+        if changes:
+            raise TrainingError(
+                f"options.remember_mb keeps what was heard the first time: it needs {setting}, or "
+                "set options.remember_mb=0"
+            )

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soundfile
+import soxr
 
 from minmo.training.errors import TrainingError
 
@@ -64,6 +65,15 @@ def read_set(root: Path, name: str) -> list[Clip]:
     Raises:
         TrainingError: there is no such folder, or a shard is damaged.
     """
+    return [clip for folder in shard_folders(root, name) for clip in read_shard(folder)]
+
+
+def shard_folders(root: Path, name: str) -> list[Path]:
+    """The folders of a set's shards, in the order of their numbers.
+
+    Raises:
+        TrainingError: there is no such folder.
+    """
     if not root.is_dir():
         raise TrainingError(f"there is no folder {root}: --data takes folders of spoken clips")
     pattern = re.compile(rf"{re.escape(name)}\.(\d+)")
@@ -72,7 +82,7 @@ def read_set(root: Path, name: str) -> list[Clip]:
         for folder in root.iterdir()
         if (found := pattern.fullmatch(folder.name)) and folder.is_dir()
     ]
-    return [clip for _, folder in sorted(numbered) for clip in read_shard(folder)]
+    return [folder for _, folder in sorted(numbered)]
 
 
 def read_shard(folder: Path) -> Iterator[Clip]:
@@ -96,11 +106,11 @@ def read_shard(folder: Path) -> Iterator[Clip]:
             ) from error
 
 
-def read_audio(clip: Clip) -> npt.NDArray[np.float32]:
-    """A clip's audio, `[samples]`, 16 kHz.
+def read_audio(clip: Clip, rate_hz: int = SAMPLE_RATE) -> npt.NDArray[np.float32]:
+    """A clip's audio, `[samples]`, at a rate, resampled where it has another one.
 
     Raises:
-        TrainingError: it is damaged, or of another rate.
+        TrainingError: it is damaged.
     """
     try:
         with Path(clip.archive).open("rb") as file:
@@ -112,11 +122,9 @@ def read_audio(clip: Clip) -> npt.NDArray[np.float32]:
             f"clip {clip.id} in {clip.archive} cannot be read ({error}); delete the folder of its "
             "shard and make it again"
         ) from error
-    if rate != SAMPLE_RATE:
-        raise TrainingError(
-            f"clip {clip.id} in {clip.archive} has {rate} Hz; training takes {SAMPLE_RATE} Hz"
-        )
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(1)
+    if rate != rate_hz:
+        mono = soxr.resample(mono, rate, rate_hz)
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 

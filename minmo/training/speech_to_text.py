@@ -31,10 +31,12 @@ from minmo.presets import Preset, build_module, load_preset, modules_of
 from minmo.training.batches import Batch, Source
 from minmo.training.config import TrainingConfig
 from minmo.training.errors import TrainingError
+from minmo.training.filling import fill
 from minmo.training.listening import (
     Heard,
     ListeningModel,
     PieceTokenizer,
+    check_heard,
     cut_loss,
     letter_cuts,
     piece_cuts,
@@ -42,8 +44,8 @@ from minmo.training.listening import (
     targets_of,
 )
 from minmo.training.own_answers import OwnAnswers
-from minmo.training.remembering import RememberedFrames
-from minmo.training.stage import Stage, StateDict, Trainee, Weights
+from minmo.training.remembering import RememberedFrames, check_remembering
+from minmo.training.stage import Stage, Trainee, Weights
 from minmo.training.tables import build
 from minmo.training.transcripts import error_rate, letters_text, plain_words
 from minmo.weights.aligned import write_aligned
@@ -112,8 +114,9 @@ class SpeechToText(Stage):
 
     def check(self, config: TrainingConfig) -> None:
         """Refuses what it does not know; see `Stage.check`."""
+        check_heard(config)
         if _options(config).remember_mb:
-            _check_remembering(config)
+            check_remembering(config)
         for module in config.optimizer.learning_rates:
             if module not in MODULES:
                 raise TrainingError(
@@ -290,21 +293,6 @@ class SpeechToTextTrainee(Trainee):
         return (1 - alike)[there].mean()
 
 
-def _check_remembering(config: TrainingConfig) -> None:
-    """Frames can be kept only where they are the same every time."""
-    first, last = config.data.silence
-    for changes, setting in (
-        ("voice_encoder" in config.optimizer.learning_rates, "no learning rate of voice_encoder"),
-        (first != last, "both ends of data.silence alike"),
-        (config.augmentation.speed > 0, "augmentation.speed=0"),
-    ):
-        if changes:
-            raise TrainingError(
-                f"options.remember_mb keeps what was heard the first time: it needs {setting}, or "
-                "set options.remember_mb=0"
-            )
-
-
 def _options(config: TrainingConfig) -> SpeechToTextOptions:
     return build(SpeechToTextOptions, config.options, "options")
 
@@ -320,12 +308,12 @@ def _modules(
     """The listening modules with the weights that there are, others pretrained or drawn."""
     if "voice_encoder" in weights:
         encoder = build_module(preset, "voice_encoder")
-        _fill(encoder, "voice_encoder", weights["voice_encoder"])
+        fill(encoder, "voice_encoder", weights["voice_encoder"])
     else:
         encoder = load_module(name, "voice_encoder")
     projector = build_module(preset, "input_projector")
     if "input_projector" in weights:
-        _fill(projector, "input_projector", weights["input_projector"])
+        fill(projector, "input_projector", weights["input_projector"])
     state = weights.get("recognition_head")
     if state is None:
         pieces = _chosen_pieces(tokenizer, counts, options.minimum_count)
@@ -333,7 +321,7 @@ def _modules(
         head = _head(preset, name, pieces, spellings)
     else:
         head = _head(preset, name, state["pieces"].long(), state["spellings"])
-        _fill(head, "recognition_head", {**state, "pieces": state["pieces"].long()})
+        fill(head, "recognition_head", {**state, "pieces": state["pieces"].long()})
     return dict(zip(MODULES, (encoder, projector, head), strict=True))
 
 
@@ -368,14 +356,3 @@ def _counts(tokenizer: Tokenizer, sources: Sequence[Source]) -> Counter[int]:
             for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
                 counts.update(encoding.ids)
     return counts
-
-
-def _fill(module: nn.Module, name: str, state: StateDict) -> None:
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise TrainingError(
-            f"the weights of {name} to begin with are of another preset: "
-            f"{' '.join(str(error).split())[:300]}"
-        ) from error
-    module.float()

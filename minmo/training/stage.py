@@ -1,13 +1,15 @@
 """What the training loop knows of a stage: modules by name, losses of a batch, a measurement.
 
-The four stages of the paper (section 3.4) differ in what they build, what they move and what they
-minimise; how weights are moved, kept and found again is the same for all.
+The stages of the paper (section 3.4), and those of the parts that it takes from CosyVoice 2, differ
+in what they build, what they move and what they minimise; how weights are moved, kept and found
+again is the same for all.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -99,8 +101,32 @@ class Stage(ABC):
         """
 
 
-def stages() -> dict[str, Stage]:
-    """The stages that can be trained, by their names."""
-    from minmo.training.speech_to_text import SpeechToText
+_CLASSES = {
+    "speech-to-text": "SpeechToText",
+    "speech-tokenizer": "SpeechTokenizerStage",
+    "token2wav": "Token2WavStage",
+    "vocoder": "VocoderStage",
+    "text-to-speech": "TextToSpeechStage",
+    "speech-to-speech": "SpeechToSpeechStage",
+}
 
-    return {stage.name: stage for stage in (SpeechToText(),)}
+
+class _Stages(Mapping[str, Stage]):
+    """Each is imported when it is asked for: none needs what another one does."""
+
+    def __getitem__(self, name: str) -> Stage:
+        class_name = _CLASSES[name]
+        module = import_module(f"minmo.training.{name.replace('-', '_')}")
+        stage: Stage = getattr(module, class_name)()
+        return stage
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_CLASSES)
+
+    def __len__(self) -> int:
+        return len(_CLASSES)
+
+
+def stages() -> Mapping[str, Stage]:
+    """The stages that can be trained, by their names."""
+    return _Stages()

@@ -368,11 +368,23 @@ class _Run:
     def _restore(self, found: Path) -> None:
         saved = checkpoint.read_optimizer(found)
         self._optimizer.load_state_dict(saved["optimizer"])
+        self._check_sizes(found)
         if self._accelerator.scaler is not None and "scaler" in saved:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
         means = checkpoint.read_means(found)
         if self._mean is not None and means is not None:
             self._mean.restore([means[name] for name in self._named], self._state.ema_updates)
+
+    def _check_sizes(self, found: Path) -> None:
+        """Refuses a checkpoint of other sizes, as where clips of more speakers have come."""
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                kept = self._optimizer.state.get(parameter, {}).get("exp_avg")
+                if kept is not None and kept.shape != parameter.shape:
+                    raise TrainingError(
+                        f"checkpoint {found} is of other sizes, or of fewer speakers; begin a new "
+                        f"run with --init {self._run}"
+                    )
 
     def _start(self) -> Position:
         state = self._state

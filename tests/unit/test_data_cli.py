@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from minmo.cli.data import app
 from minmo.training.data.tools import Conversation, Tool
 
-COMMANDS = ("texts", "speech", "recordings", "asterisk", "write", "answers", "show")
+COMMANDS = ("texts", "speech", "recordings", "instructed", "asterisk", "write", "answers", "show")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -51,6 +51,8 @@ def test_texts_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
         ("recordings none.csv --name x", "there is no file or folder none.csv"),
         ("recordings . --name a/b", "--name is 'a/b': it must be one word"),
         ("answers none.jsonl --out a.jsonl.gz", "give .jsonl"),
+        ("instructed none --name a.b", "--name is 'a.b': it must be one word"),
+        ("instructed none", "there is no folder none"),
         ("show none", "none has no shards"),
     ],
 )

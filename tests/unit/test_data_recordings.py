@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,89 @@ def test_a_folder_is_transcribed_where_recognisers_agree(tmp_path: Path) -> None
     (cut,) = lhotse.CutSet.from_shar(in_dir=tmp_path / "out/train.0000")
     assert cut.supervisions[0].text == "What time is it?"
     assert cut.supervisions[0].custom["labels"] == LABELS
+    assert work.run(lambda done, total: None) == []
+
+
+def test_a_rate_is_chosen_and_a_folder_keeps_it(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "wide.wav", tone(1.0, 48000), 48000)
+    soundfile.write(tmp_path / "narrow.wav", tone(1.0, 16000), 16000)
+    (tmp_path / "list.csv").write_text("id,text\nwide,Hello.\nnarrow,Good day.\n")
+    found = find_recordings(tmp_path / "list.csv", Columns(), "train")
+    (made,) = Import(tmp_path / "out", "mine", found, rate_hz=24000).run(lambda done, total: None)
+    assert made.rate_hz == 24000
+    narrow, wide = lhotse.CutSet.from_shar(in_dir=tmp_path / "out/train.0000")
+    assert [(cut.sampling_rate, cut.num_samples) for cut in (narrow, wide)] == [(24000, 24000)] * 2
+    # What was never recorded is told, so that nothing learns from it.
+    assert narrow.supervisions[0].custom["bandwidth_hz"] == 8000
+    assert "bandwidth_hz" not in wide.supervisions[0].custom
+    assert np.abs(np.fft.rfft(narrow.load_audio()[0])).argmax() == 440
+    for split in ("train", "test"):
+        at_16_khz = find_recordings(tmp_path / "list.csv", Columns(), split)
+        with pytest.raises(DataError, match="holds speech at 24000 Hz, not 16000; give another"):
+            brought(tmp_path / "out", at_16_khz)
+
+
+def test_shards_from_before_rates_are_known_again(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "x.wav", tone(1, 16000), 16000)
+    found = [Recorded("x", tmp_path / "x.wav", "Hello.", "train", "")]
+    brought(tmp_path / "out", found)
+    path = tmp_path / "out/.made/train.0000.json"
+    told = json.loads(path.read_text())
+    assert told.pop("rate_hz") == 16000
+    path.write_text(json.dumps(told))
+    assert brought(tmp_path / "out", found) == []
+
+
+def test_texts_are_found_as_ljspeech_and_others_keep_them(tmp_path: Path) -> None:
+    for name in ("LJ-1", "LJ-2", "LJ-3"):
+        soundfile.write(tmp_path / f"{name}.wav", tone(1, 16000), 16000)
+    table = tmp_path / "metadata.csv"
+    table.write_text('LJ-1|He said "1984".|He said nineteen eighty-four.\nLJ-2|Yes, Dr. Lee.|\n')
+    found = find_recordings(tmp_path, Columns(), "train")
+    assert [(one.id, one.text) for one in found] == [
+        ("LJ-1", 'He said "1984".'),
+        ("LJ-2", "Yes, Dr. Lee."),
+    ]
+    table.write_text("id|text|split\nLJ-3|No, thanks.|test\n")
+    (headed,) = find_recordings(tmp_path, Columns(), "train")
+    assert (headed.id, headed.text, headed.split) == ("LJ-3", "No, thanks.", "test")
+    table.unlink()
+    (tmp_path / "LJ-1.txt").write_text("\ufeffGood  day.\n", "utf-8")
+    (tmp_path / "LJ-2.txt").write_text("\n")
+    assert [one.text for one in find_recordings(tmp_path, Columns(), "train")] == [
+        "Good day.",
+        None,
+        None,
+    ]
+    (tmp_path / "LJ-3.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"LJ-3\.txt is no text in UTF-8"):
+        find_recordings(tmp_path, Columns(), "train")
+
+
+def test_what_is_heard_otherwise_than_its_text_is_left_out(tmp_path: Path) -> None:
+    heard = {"a": ("Where is the cat", "x"), "b": ("noise", "where is the cat"), "c": ("no", "yes")}
+    rows = "".join(f"{name},Where is the cat?\n" for name in heard)
+    for name in heard:
+        soundfile.write(tmp_path / f"{name}.wav", tone(1, 24000), 24000)
+    (tmp_path / "metadata.csv").write_text(f"id,text\n{rows}")
+    answers = iter(heard.values())
+
+    class Moonshine:
+        def transcribe(self, samples: np.ndarray) -> str:
+            assert samples.shape == (16000,)
+            self.now = next(answers)
+            return self.now[0]
+
+    class Whisper:
+        def ask(self, question: dict[str, str]) -> dict[str, str]:
+            return {"text": moonshine.now[1]}
+
+    moonshine = Moonshine()
+    both = Agreement(moonshine, Whisper())  # type: ignore[arg-type]
+    found = find_recordings(tmp_path, Columns(), "train")
+    work = Import(tmp_path / "out", "mine", found, hears=both.hears)
+    (made,) = work.run(lambda done, total: None)
+    assert (made.clips, made.skipped) == (2, {"says something else": 1})
     assert work.run(lambda done, total: None) == []
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from minmo.training.data import phonemes as phonemes_module
 from minmo.training.data import synthesis
 from minmo.training.data.errors import DataError
 from minmo.training.data.jsonl import write_lines
@@ -191,17 +193,22 @@ def test_sets_are_cut_into_shards_and_limited(monkeypatch: pytest.MonkeyPatch) -
 def test_workers_make_what_is_missing_or_has_changed(folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "speech"
     for one in (job(3), job(2, "train.0001")):
-        make_shard(root, one, Voice(folder), Symbols.of(folder))
+        make_shard(root, one, Voice(folder, 24_000), Symbols.of(folder))
     before = (root / "train.0000/recording.tar").stat().st_mtime_ns
     told: list[synthesis.Progress] = []
     jobs = [job(3), job(4, "train.0001"), job(2, "train.0002")]
-    made = make_shards(root, jobs, folder, 2, told.append)
+    made = make_shards(root, jobs, folder, 2, told.append, 24_000)
     assert [one.clips for one in made] == [4, 2]
     assert (told[-1].done, told[-1].total) == (6, 6)
     assert told[-1].seconds == pytest.approx(sum(one.seconds for one in made))
     assert (root / "train.0000/recording.tar").stat().st_mtime_ns == before
-    assert make_shards(root, jobs, folder, 2, told.append) == []
+    assert make_shards(root, jobs, folder, 2, told.append, 24_000) == []
     assert summarise(root).totals()[0].clips == 9
+    for cut in lhotse.CutSet.from_shar(in_dir=root / "train.0002"):
+        assert cut.sampling_rate == 24_000
+        assert cut.supervisions[0].custom["bandwidth_hz"] == 11_025
+    with pytest.raises(DataError, match="holds speech at 24000 Hz, not 16000; give another --out"):
+        make_shards(root, jobs, folder, 2, told.append)
 
 
 def test_a_folder_of_others_or_of_another_process_is_left_alone(
@@ -281,6 +288,34 @@ def test_phonemes_belong_to_the_texts_that_they_were_made_of(tmp_path: Path) -> 
     with pytest.raises(DataError, match="ids stand there twice"):
         read_texts(path)
     assert beside(Path("a/texts.jsonl.gz")) == Path("a/texts.phonemes.jsonl.gz")
+
+
+def test_the_voice_reads_what_is_said_for_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Phonemizer:
+        def __init__(self, *_: object) -> None: ...
+        def __enter__(self) -> Phonemizer:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def ask(self, question: dict[str, list[str]]) -> dict[str, list[list[str]]]:
+            asked.extend(question["texts"])
+            return {"phonemes": [[text] for text in question["texts"]]}
+
+    monkeypatch.setattr(phonemes_module, "Conversation", Phonemizer)
+    monkeypatch.setattr(phonemes_module, "installed", lambda *_: tmp_path)
+    written = ("Is it true?", "Dr. Lee paid $3.50 in 1984.")
+    said = [replace(line, text=text) for line, text in zip(lines(2), written, strict=True)]
+    path = tmp_path / "texts.jsonl"
+    made = phonemes_module.make_phonemes(path, said, print, lambda done, total: None)
+    assert asked[0] == "Is it true?"
+    assert asked[1].startswith("Doctor Lee paid three dollars")
+    assert asked[1].endswith("nineteen eighty four.")
+    assert phonemes_of(path, said) == made == [[asked[0]], [asked[1]]]
+    assert phonemes_of(path, said[::-1]) is None
 
 
 def test_the_summary_tells_of_each_source_and_of_shared_speakers(

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from minmo.audio.pcm import Samples, to_s16
 from minmo.engine.listening import Recogniser
 from minmo.engine.reading import read_with_moonshine
+from minmo.engine.spoken_form import spoken_form
 from minmo.model.moonshine_encoder import MoonshineEncoder
 from minmo.model.moonshine_recognizer import MoonshineRecognizer
 from minmo.training.data.tools import Conversation
@@ -27,6 +28,10 @@ from minmo.weights.modules import load_module
 
 MOST_APART = 0.1
 """Words that may differ, as a share of the words of the longer text."""
+
+MOST_WRONG = 0.34
+"""Words that the better recogniser may hear otherwise than a text says: it is no text of it then.
+Names and numbers are heard otherwise too."""
 
 LABELS = "moonshine-tiny, whisper-tiny.en agrees"
 _PRESET = "mini"
@@ -38,7 +43,12 @@ class Agreement:
     Args:
         moonshine: the one whose text is kept.
         whisper: the running other one.
+
+    Attributes:
+        about: what is told of texts that come from it.
     """
+
+    about = LABELS
 
     def __init__(self, moonshine: Recogniser, whisper: Conversation) -> None:
         self._moonshine, self._whisper = moonshine, whisper
@@ -48,9 +58,19 @@ class Agreement:
         text = self._moonshine.transcribe(samples)
         if not text:
             return None
+        return text if apart(text, self._whispered(samples)) <= MOST_APART else None
+
+    def hears(self, samples: Samples, text: str) -> bool:
+        """Whether a text may be what is said in `[samples]` at 16 kHz: one of them hears it."""
+        said = spoken_form(text).text
+        return any(
+            apart(said, spoken_form(hear(samples)).text) <= MOST_WRONG
+            for hear in (self._moonshine.transcribe, self._whispered)
+        )
+
+    def _whispered(self, samples: Samples) -> str:
         pcm = base64.b64encode(to_s16(samples).tobytes()).decode()
-        other = str(self._whisper.ask({"pcm": pcm})["text"])
-        return text if apart(text, other) <= MOST_APART else None
+        return str(self._whisper.ask({"pcm": pcm})["text"])
 
 
 def moonshine() -> Recogniser:

@@ -1,4 +1,8 @@
-"""Phonemes of texts, kept in a file beside them: who has that file needs no tool to make speech."""
+"""Phonemes of texts, kept in a file beside them: who has that file needs no tool to make speech.
+
+They are those of what is said for a text (`minmo.engine.spoken_form`): the tool that makes them
+reads "$3.50" as "dollar three point five zero", and ends a sentence behind "Dr.".
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from minmo.engine.spoken_form import spoken_form
 from minmo.training.data.errors import DataError
 from minmo.training.data.jsonl import read_lines, write_lines
 from minmo.training.data.lines import Line
@@ -59,7 +64,7 @@ def make_phonemes(
     made: list[list[str]] = []
     with Conversation(PHONEMES, installed(PHONEMES, say)) as tool:
         for start in range(0, len(lines), _BATCH):
-            batch = [line.text for line in lines[start : start + _BATCH]]
+            batch = [spoken_form(line.text).text for line in lines[start : start + _BATCH]]
             made += tool.ask({"texts": batch})["phonemes"]
             progress(len(made), len(lines))
 

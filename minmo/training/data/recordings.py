@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import csv
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, TextIO
 
 from minmo.audio.pcm import AudioError, Samples, read_file
 from minmo.audio.resample import LISTENING_RATE_HZ, resample
 from minmo.training.data.errors import DataError
+from minmo.training.data.levels import SPEECH_DBFS, amplified, flaw_of, speech_dbfs, trimmed
 from minmo.training.data.lines import SPLITS, Split
-from minmo.training.data.shards import (
-    CLIPS,
-    Clip,
-    Made,
-    digest_of,
-    is_made,
-    sole_writer,
-    write_shard,
-)
+from minmo.training.data.shards import CLIPS, Clip, Made, Wanted, band_of, digest_of, write_missing
 
 ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _SPLIT_NAMES: Mapping[str, Split] = {"validation": "valid", "dev": "valid", "val": "valid"}
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.4, 30.0
+_MEASURED = 100
+"""Recordings of a speaker, about, that tell how loud they are."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +63,8 @@ class Recorded:
 
 Transcribe = Callable[[Samples], str | None]
 """`[samples]` at 16 kHz to what is said; None where that is not sure."""
+Hears = Callable[[Samples, str], bool]
+"""Whether a text is what is said in `[samples]` at 16 kHz."""
 Read = Callable[[Path], tuple[Samples, int]]
 """A file to `[samples]` and their rate in Hz; raises AudioError."""
 
@@ -75,7 +73,10 @@ def find_recordings(source: Path, columns: Columns, split: Split) -> list[Record
     """The recordings of a table or a folder.
 
     Args:
-        source: a CSV file, or a folder: of its `metadata.csv`, else of all recordings in it.
+        source: a CSV file, or a folder: of its `metadata.csv`, else of all recordings in it, each
+            with its text in a file of the same name that ends in `.txt`, if there is one. A table
+            without a header whose lines are `id|text` or `id|text|spoken text`, as LJSpeech's, is
+            understood too.
         columns: of the table.
         split: where no column says it.
 
@@ -100,14 +101,25 @@ def _of_folder(folder: Path, split: Split) -> list[Recorded]:
             name = path.relative_to(folder).with_suffix("").as_posix()
             # LibriSpeech and many others begin a file's name with the speaker.
             speaker = path.stem.partition("-")[0]
-            found.append(Recorded(name.replace("/", "-"), path, None, split, speaker))
+            found.append(Recorded(name.replace("/", "-"), path, _beside(path), split, speaker))
     return found
+
+
+def _beside(recording: Path) -> str | None:
+    """The text in the file beside a recording."""
+    path = recording.with_suffix(".txt")
+    if not path.is_file():
+        return None
+    try:
+        return " ".join(path.read_text("utf-8-sig").split()) or None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8: {error}") from error
 
 
 def _of_table(path: Path, columns: Columns, split: Split) -> list[Recorded]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+            rows = list(_rows(file, columns))
     except FileNotFoundError:
         raise DataError(f"there is no file or folder {path}") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -119,6 +131,18 @@ def _of_table(path: Path, columns: Columns, split: Split) -> list[Recorded]:
         )
     files = _files_near(path.parent)
     return [_of_row(row, path, columns, split, files) for row in rows]
+
+
+def _rows(file: TextIO, columns: Columns) -> Iterator[dict[str, str]]:
+    first = file.readline()
+    file.seek(0)
+    if "|" not in first or "," in first.partition("|")[0]:
+        yield from csv.DictReader(file)
+        return
+    # LJSpeech's form: no header, nothing is quoted, and the second column is the text as written.
+    headed = columns.recording in first.strip().split("|")
+    names = None if headed else (columns.recording, columns.text)
+    yield from csv.DictReader(file, names, delimiter="|", quoting=csv.QUOTE_NONE)
 
 
 def _of_row(
@@ -160,6 +184,10 @@ def _files_near(folder: Path) -> dict[str, Path]:
     return files
 
 
+class _LeftOutError(Exception):
+    """A recording is of no use; the text says why."""
+
+
 @dataclass(frozen=True)
 class Import:
     """Recordings to bring into shards.
@@ -171,6 +199,10 @@ class Import:
         transcribe: says what is said where it is not written down; None leaves such ones out.
         read: of a file.
         about: how they are transcribed, so that another way makes them again.
+        rate_hz: of the shards.
+        clean: whether to trim silence, bring all speakers to the same level, and leave out what is
+            clipped, noisy or silent (`levels`).
+        hears: says whether a recording that has a text says it; None believes every text.
     """
 
     root: Path
@@ -179,9 +211,12 @@ class Import:
     transcribe: Transcribe | None = None
     read: Read = read_file
     about: str = ""
+    rate_hz: int = LISTENING_RATE_HZ
+    clean: bool = False
+    hears: Hears | None = None
 
     def run(self, told: Callable[[int, int], None]) -> list[Made]:
-        """Writes the shards that are missing, and returns what all are made of.
+        """Writes the shards that are missing, and returns what those are made of.
 
         Args:
             told: hears how many recordings of how many are done.
@@ -189,77 +224,96 @@ class Import:
         Raises:
             DataError: the folder holds something else, or another process writes there.
         """
-        shards = dict(self._shards())
-        made: list[Made] = []
-        done = 0
-        with sole_writer(self.root):
-            for shard, recordings in shards.items():
-                digest = self._digest(recordings)
-                if is_made(self.root, shard, self.name, digest):
-                    done += len(recordings)
-                    told(done, len(self.recordings))
-                    continue
+        return write_missing(self.root, self.name, self.rate_hz, list(self._wanted()), told)
 
-                def step() -> None:
-                    nonlocal done
-                    done += 1
-                    told(done, len(self.recordings))
-
-                made.append(self._make(shard, recordings, digest, step))
-        return made
-
-    def _shards(self) -> Iterator[tuple[str, list[Recorded]]]:
+    def _wanted(self) -> Iterator[Wanted]:
         for split in SPLITS:
             chosen = [recorded for recorded in self.recordings if recorded.split == split]
             for number, start in enumerate(range(0, len(chosen), CLIPS)):
-                yield f"{split}.{number:04d}", chosen[start : start + CLIPS]
+                part = chosen[start : start + CLIPS]
+                digest, clips = self._digest(part), partial(map, self._clip, part)
+                yield Wanted(f"{split}.{number:04d}", digest, len(part), clips)
 
     def _digest(self, recordings: Sequence[Recorded]) -> str:
         files = [(recorded.path.stat().st_size, recorded.text) for recorded in recordings]
         ids = [(recorded.id, recorded.speaker, recorded.split) for recorded in recordings]
-        return digest_of((self.name, self.about, *ids, *files))
+        options: list[object] = []
+        if self.clean:
+            # How loud a speaker is depends on all that they say.
+            options.append(("clean", [recorded.id for recorded in self.recordings]))
+        if self.hears is not None:
+            options.append("checked")
+        return digest_of((self.name, self.about, *ids, *files, *options))
 
-    def _make(
-        self, shard: str, recordings: Sequence[Recorded], digest: str, step: Callable[[], None]
-    ) -> Made:
-        began = time.monotonic()
-        skipped: Counter[str] = Counter()
-
-        def clips() -> Iterator[Clip]:
-            for recorded in recordings:
-                clip, reason = self._clip(recorded)
-                skipped.update([reason] if reason else [])
-                step()
-                if clip:
-                    yield clip
-
-        def made(count: int, seconds: float) -> Made:
-            worked = time.monotonic() - began
-            return Made(self.name, digest, count, seconds, dict(skipped), worked)
-
-        return write_shard(self.root, shard, clips(), made)
-
-    def _clip(self, recorded: Recorded) -> tuple[Clip | None, str]:
+    def _clip(self, recorded: Recorded) -> Clip | str:
         try:
-            samples, rate_hz = self.read(recorded.path)
-        except AudioError:
-            return None, "cannot be read"
-        seconds = len(samples) / rate_hz
-        if seconds < _SHORTEST_SECONDS:
-            return None, "too short"
-        if seconds > _LONGEST_SECONDS:
-            return None, "too long"
-        samples = resample(samples, rate_hz, LISTENING_RATE_HZ)
-        text, custom = recorded.text, self._custom(recorded)
-        if text is None:
-            if self.transcribe is None:
-                return None, "no transcript"
-            text = self.transcribe(samples)
-            custom["labels"] = self.about
-        if not text:
-            return None, "transcripts disagree"
+            samples, native_hz = self._sound(recorded)
+            text, labels = self._text(recorded, samples, native_hz)
+        except _LeftOutError as left_out:
+            return str(left_out)
+        if self.clean:
+            samples = amplified(samples, self._gains_db[recorded.speaker])
+        samples = resample(samples, native_hz, self.rate_hz)
         speaker = f"{self.name}-{recorded.speaker}" if recorded.speaker else self.name
-        return Clip(f"{self.name}-{recorded.id}", samples, text, speaker, custom), ""
+        custom = {"kind": "sentence", "source": self.name}
+        custom |= labels | band_of(native_hz, self.rate_hz)
+        return Clip(f"{self.name}-{recorded.id}", samples, text, speaker, custom)
 
-    def _custom(self, recorded: Recorded) -> dict[str, Any]:
-        return {"kind": "sentence", "source": self.name}
+    def _sound(self, recorded: Recorded) -> tuple[Samples, int]:
+        """`[samples]` of a recording and their rate in Hz."""
+        try:
+            samples, native_hz = self.read(recorded.path)
+        except AudioError:
+            raise _LeftOutError("cannot be read") from None
+        if self.clean:
+            if flaw := flaw_of(samples, native_hz):
+                raise _LeftOutError(flaw)
+            samples = trimmed(samples, native_hz)
+        seconds = len(samples) / native_hz
+        if seconds < _SHORTEST_SECONDS:
+            raise _LeftOutError("too short")
+        if seconds > _LONGEST_SECONDS:
+            raise _LeftOutError("too long")
+        return samples, native_hz
+
+    def _text(
+        self, recorded: Recorded, samples: Samples, native_hz: int
+    ) -> tuple[str, dict[str, Any]]:
+        """What is said, and what `custom` tells of where that comes from."""
+        if recorded.text is not None:
+            if self.hears and not self.hears(_heard(samples, native_hz), recorded.text):
+                raise _LeftOutError("says something else")
+            return recorded.text, {}
+        if self.transcribe is None:
+            raise _LeftOutError("no transcript")
+        if text := self.transcribe(_heard(samples, native_hz)):
+            return text, {"labels": self.about}
+        raise _LeftOutError("transcripts disagree")
+
+    @cached_property
+    def _gains_db(self) -> dict[str, float]:
+        """What brings each speaker to the usual level: one gain, so that accents stay."""
+        by_speaker: dict[str, list[Recorded]] = {}
+        for recorded in self.recordings:
+            by_speaker.setdefault(recorded.speaker, []).append(recorded)
+        return {
+            speaker: SPEECH_DBFS - median(self._levels_dbfs(recordings))
+            for speaker, recordings in by_speaker.items()
+        }
+
+    def _levels_dbfs(self, recordings: Sequence[Recorded]) -> list[float]:
+        """Levels of a speaker's recordings, of some of them where there are many."""
+        levels = []
+        for recorded in recordings[:: 1 + len(recordings) // _MEASURED]:
+            try:
+                samples, native_hz = self.read(recorded.path)
+            except AudioError:
+                continue
+            if not flaw_of(samples, native_hz):
+                levels.append(speech_dbfs(samples, native_hz))
+        return levels or [SPEECH_DBFS]
+
+
+def _heard(samples: Samples, native_hz: int) -> Samples:
+    """As recognisers hear it."""
+    return resample(samples, native_hz, LISTENING_RATE_HZ)

@@ -4,7 +4,8 @@
     ROOT/.made/train.0000.json                       what it was made of
 
 A cut has one supervision: the text as written, the speaker, and what else is known of it. Shar
-readers take every file of a folder for a field, so what a shard was made of lies beside it.
+readers take every file of a folder for a field, so what a shard was made of lies beside it. All
+shards of a folder have one sample rate.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ class Clip:
 
     Attributes:
         id: of the cut.
-        samples: `[samples]` at 16 kHz.
+        samples: `[samples]` at the rate of the shard.
         text: as written.
         speaker: who speaks.
         custom: what else is known, as in `kind`, `source` and `answers`.
@@ -63,6 +66,7 @@ class Made:
         seconds: of audio.
         skipped: what was left out, by reason.
         worked_seconds: that it took.
+        rate_hz: of the audio.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Made:
     seconds: float
     skipped: dict[str, int] = field(default_factory=dict)
     worked_seconds: float = 0.0
+    rate_hz: int = LISTENING_RATE_HZ
 
 
 def digest_of(parts: Iterable[object]) -> str:
@@ -89,6 +94,34 @@ def made_of(root: Path, shard: str) -> Made | None:
         return None
 
 
+def named_for(name: str, rate_hz: int) -> str:
+    """The usual folder of data at a rate: `kathleen` at 16 kHz, else as in `kathleen-24k`."""
+    return name if rate_hz == LISTENING_RATE_HZ else f"{name}-{rate_hz / 1000:g}k"
+
+
+def band_of(native_hz: float, rate_hz: int) -> dict[str, float]:
+    """What a clip's `custom` says of its band: nothing where it fills that of its rate.
+
+    `bandwidth_hz` is half the lowest rate that the sound ever had: above it there is nothing, which
+    is no way to speak, and no voice should learn it.
+    """
+    return {"bandwidth_hz": native_hz / 2} if native_hz < rate_hz else {}
+
+
+def check_rate(root: Path, rate_hz: int) -> None:
+    """Refuses a folder whose shards have another rate.
+
+    Raises:
+        DataError: they do.
+    """
+    for path in (root / MADE).glob("[!.]*.json"):
+        made = made_of(root, path.stem)
+        if made is not None and made.rate_hz != rate_hz:
+            raise DataError(
+                f"{root} holds speech at {made.rate_hz} Hz, not {rate_hz}; give another --out"
+            )
+
+
 def is_made(root: Path, shard: str, name: str, digest: str) -> bool:
     """Whether a shard is there and is what would be made.
 
@@ -103,8 +136,92 @@ def is_made(root: Path, shard: str, name: str, digest: str) -> bool:
     return made is not None and made.digest == digest
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A shard to be written.
+
+    Attributes:
+        shard: its name, as in `train.0000`.
+        digest: of everything that decides what is in it.
+        count: of what it is made of, what will be left out among them.
+        clips: makes them one by one; gives the reason where one is left out.
+    """
+
+    shard: str
+    digest: str
+    count: int
+    clips: Callable[[], Iterator[Clip | str]]
+
+
+def write_missing(
+    root: Path,
+    name: str,
+    rate_hz: int,
+    wanted: Sequence[Wanted],
+    told: Callable[[int, int], None],
+) -> list[Made]:
+    """Writes the shards that are missing; when it is interrupted, whole ones stay.
+
+    Args:
+        root: of all shards.
+        name: of the data.
+        rate_hz: of the clips.
+        wanted: all shards.
+        told: hears how many utterances of how many are done.
+
+    Returns:
+        What was made now.
+
+    Raises:
+        DataError: the folder holds something else, or another process writes there.
+    """
+    total = sum(one.count for one in wanted)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        told(done, total)
+
+    made = []
+    with sole_writer(root):
+        check_rate(root, rate_hz)
+        for one in wanted:
+            if is_made(root, one.shard, name, one.digest):
+                done += one.count
+                told(done, total)
+            else:
+                made.append(_write_wanted(root, name, rate_hz, one, step))
+    return made
+
+
+def _write_wanted(
+    root: Path, name: str, rate_hz: int, wanted: Wanted, step: Callable[[], None]
+) -> Made:
+    began = time.monotonic()
+    skipped: Counter[str] = Counter()
+
+    def clips() -> Iterator[Clip]:
+        for clip in wanted.clips():
+            step()
+            if isinstance(clip, str):
+                skipped[clip] += 1
+            else:
+                yield clip
+
+    def made(count: int, seconds: float) -> Made:
+        worked = time.monotonic() - began
+        return Made(name, wanted.digest, count, seconds, dict(skipped), worked)
+
+    return write_shard(root, wanted.shard, clips(), made, rate_hz)
+
+
 def write_shard(
-    root: Path, shard: str, clips: Iterable[Clip], made: Callable[[int, float], Made]
+    root: Path,
+    shard: str,
+    clips: Iterable[Clip],
+    made: Callable[[int, float], Made],
+    rate_hz: int = LISTENING_RATE_HZ,
 ) -> Made:
     """Writes a shard and what it was made of; nothing is there before it is whole.
 
@@ -113,6 +230,7 @@ def write_shard(
         shard: its name, as in `train.0000`.
         clips: what is in it. Where there are none, no shard is left.
         made: says, given clips and seconds, what it was made of.
+        rate_hz: of the clips.
     """
     from lhotse import Recording, SupervisionSegment
     from lhotse.shar import SharWriter
@@ -124,7 +242,7 @@ def write_shard(
     try:
         with SharWriter(str(unfinished), fields={"recording": "flac"}, shard_size=None) as writer:
             for clip in clips:
-                recording = Recording.from_bytes(_flac(clip.samples), clip.id)
+                recording = Recording.from_bytes(_flac(clip.samples, rate_hz), clip.id)
                 cut = recording.to_cut()
                 cut.id = clip.id
                 cut.supervisions = [
@@ -142,7 +260,7 @@ def write_shard(
                 writer.write(cut)
                 count += 1
                 seconds += recording.duration
-        told = made(count, seconds)
+        told = replace(made(count, seconds), rate_hz=rate_hz)
         # In this order a kill at any time leaves a shard that is known, or none.
         shutil.rmtree(root / shard, ignore_errors=True)
         _record(root, shard, told)
@@ -186,7 +304,7 @@ def sole_writer(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def _flac(samples: Samples) -> bytes:
+def _flac(samples: Samples, rate_hz: int) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, to_s16(samples), LISTENING_RATE_HZ, format="FLAC", subtype="PCM_16")
+    soundfile.write(file, to_s16(samples), rate_hz, format="FLAC", subtype="PCM_16")
     return file.getvalue()

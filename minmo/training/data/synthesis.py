@@ -12,23 +12,27 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.sharedctypes import SynchronizedArray
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+from minmo.audio.resample import LISTENING_RATE_HZ
 from minmo.training.data.errors import DataError
-from minmo.training.data.lines import SPLITS, Line
+from minmo.training.data.lines import SPLITS, Line, Style
+from minmo.training.data.restyling import pitch_factor, restyle
 from minmo.training.data.shards import (
     CLIPS,
     Clip,
     Made,
+    band_of,
+    check_rate,
     digest_of,
     is_made,
     sole_writer,
     write_shard,
 )
-from minmo.training.data.voice import RATE_HZ, VOICE, Symbols, UnsayableError, Voice
+from minmo.training.data.voice import VOICE, VOICE_HZ, Symbols, UnsayableError, Voice
 from minmo.training.words import spoken_words
 
 NAME = "libritts"
@@ -49,7 +53,9 @@ class Job:
 
     def digest(self) -> str:
         """Of what decides how it sounds."""
-        return digest_of((VOICE.artifact.sha256, VOICE.version, *self.lines, *self.phonemes))
+        styles = [line.instructed for line in self.lines if line.instructed]
+        parts = (*self.lines, *self.phonemes, *styles)
+        return digest_of((VOICE.artifact.sha256, VOICE.version, *parts))
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def make_shard(
         for line, sentences in zip(job.lines, job.phonemes, strict=True):
             clip, reason = _clip(line, sentences, voice, symbols)
             skipped.update([reason] if reason else [])
-            told(len(clip.samples) / RATE_HZ if clip else 0.0)
+            told(len(clip.samples) / voice.rate_hz if clip else 0.0)
             if clip:
                 yield clip
 
@@ -123,23 +129,28 @@ def make_shard(
         worked = time.monotonic() - began
         return Made(NAME, job.digest(), count, seconds, dict(skipped), worked)
 
-    return write_shard(root, job.shard, clips(), made)
+    return write_shard(root, job.shard, clips(), made, voice.rate_hz)
 
 
 def _clip(
     line: Line, sentences: Sequence[str], voice: Voice, symbols: Symbols
 ) -> tuple[Clip | None, str]:
     seed = int.from_bytes(hashlib.sha256(f"{line.voice} {line.text}".encode()).digest()[:8], "big")
+    style = line.instructed.style if line.instructed else Style()
     try:
-        said = voice.say([symbols.ids(s) for s in sentences], line.voice, line.rate, seed)
+        ids = [symbols.ids(sentence) for sentence in sentences]
+        said = voice.say(ids, line.voice, line.rate / style.rate, seed)
     except UnsayableError:
         return None, "cannot be said"
-    samples, custom = said.samples, dict(line.custom)
+    # The voice itself speaks slowly or fast; it cannot do the rest.
+    samples = restyle(said.samples, voice.rate_hz, replace(style, rate=1.0))
+    native_hz = min(VOICE_HZ, voice.rate_hz) * pitch_factor(style)
+    custom = {**line.custom, **band_of(native_hz, voice.rate_hz)}
     if len(said.words) == len(spoken_words(line.text)):
         custom["words"] = [[round(start, 3), round(end, 3)] for start, end in said.words]
-    if len(samples) < _SHORTEST_SECONDS * RATE_HZ:
+    if len(samples) < _SHORTEST_SECONDS * voice.rate_hz:
         return None, "too short"
-    if len(samples) > _LONGEST_SECONDS * RATE_HZ:
+    if len(samples) > _LONGEST_SECONDS * voice.rate_hz:
         return None, "too long"
     return Clip(line.id, samples, line.text, f"{NAME}-{line.voice}", custom), ""
 
@@ -150,6 +161,7 @@ def make_shards(
     folder: Path,
     workers: int,
     told: Callable[[Progress], None],
+    rate_hz: int = LISTENING_RATE_HZ,
 ) -> list[Made]:
     """Makes the shards that are missing; when it is interrupted, whole ones stay.
 
@@ -159,6 +171,7 @@ def make_shards(
         folder: of the voice.
         workers: processes, each with one thread.
         told: hears twice a second how far it is.
+        rate_hz: of the speech.
 
     Returns:
         What was made now, in no order.
@@ -167,14 +180,14 @@ def make_shards(
         DataError: the folder holds something else, another process writes there, or a worker died.
     """
     with sole_writer(root):
+        check_rate(root, rate_hz)
         missing = [job for job in jobs if not is_made(root, job.shard, NAME, job.digest())]
         if not missing:
             return []
         context = multiprocessing.get_context("spawn")
         stop, counts = context.Event(), context.Array("d", 2)
-        pool = ProcessPoolExecutor(
-            min(workers, len(missing)), context, _begin, (root, folder, stop, counts, os.getpid())
-        )
+        given = (root, folder, rate_hz, stop, counts, os.getpid())
+        pool = ProcessPoolExecutor(min(workers, len(missing)), context, _begin, given)
         total = sum(len(job.lines) for job in missing)
         try:
             futures = [pool.submit(_work, job) for job in missing]
@@ -205,10 +218,15 @@ class _StoppedError(Exception):
 
 class _Worker:
     def __init__(
-        self, root: Path, folder: Path, stop: Event, counts: SynchronizedArray[float]
+        self,
+        root: Path,
+        folder: Path,
+        rate_hz: int,
+        stop: Event,
+        counts: SynchronizedArray[float],
     ) -> None:
         self.root = root
-        self.voice, self.symbols = Voice(folder), Symbols.of(folder)
+        self.voice, self.symbols = Voice(folder, rate_hz), Symbols.of(folder)
         self.stop, self.counts = stop, counts
 
     def told(self, seconds: float) -> None:
@@ -223,7 +241,12 @@ _worker: _Worker | None = None
 
 
 def _begin(
-    root: Path, folder: Path, stop: Event, counts: SynchronizedArray[float], parent: int
+    root: Path,
+    folder: Path,
+    rate_hz: int,
+    stop: Event,
+    counts: SynchronizedArray[float],
+    parent: int,
 ) -> None:
     """Sets up a worker's process, which ends when the command is killed."""
     global _worker  # noqa: PLW0603 (a process has one)
@@ -231,7 +254,7 @@ def _begin(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICE)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _worker = _Worker(root, folder, stop, counts)
+    _worker = _Worker(root, folder, rate_hz, stop, counts)
 
 
 def _end_with(parent: int) -> None:

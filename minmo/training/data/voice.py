@@ -17,6 +17,7 @@ import numpy as np
 import soxr
 
 from minmo.audio.pcm import Samples
+from minmo.audio.resample import LISTENING_RATE_HZ
 from minmo.training.data.errors import DataError
 from minmo.training.data.packages import Package
 from minmo.weights.artifacts import LIBRITTS_VOICE
@@ -25,10 +26,9 @@ from minmo.weights.errors import WeightsError
 if TYPE_CHECKING:
     import onnx
 
-RATE_HZ = 16_000
-"""Of what is made, which is what MinMo listens at."""
+VOICE_HZ = 22_050
+"""Of the voice itself; what is made is resampled."""
 
-_VOICE_HZ = 22_050
 _MODEL, _SYMBOLS = "voice.onnx", "symbols.json"
 _PAD, _START, _END = "_", "^", "$"
 # Names in the graph: noise of durations, `[1, 2, phonemes]`, and of frames, `[1, width, frames]`.
@@ -36,7 +36,7 @@ _NOISES = {"duration_noise": "/dp/RandomNormalLike", "frame_noise": "/RandomNorm
 _FRAME_WIDTH = 192
 # 23 s at 86 frames a second; a sentence that needs more is refused.
 _MOST_FRAMES = 2048
-_FRAME_SECONDS = 256 / _VOICE_HZ
+_FRAME_SECONDS = 256 / VOICE_HZ
 _DURATIONS = "Ceil"
 # Sounds of their own, but of no word.
 _NO_WORD = frozenset('_^$ !(),-.:;?"«»¡¿—…')
@@ -54,7 +54,7 @@ class Said(NamedTuple):
     """An utterance.
 
     Attributes:
-        samples: `[samples]` at 16 kHz.
+        samples: `[samples]` at the rate that was asked for.
         words: start and end of each word, in seconds; a word is what the phonemes write as one,
             which may be two of the text.
     """
@@ -68,10 +68,13 @@ class Voice:
 
     Args:
         folder: that `VOICE` was built into.
+        rate_hz: of what it says.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rate_hz: int = LISTENING_RATE_HZ) -> None:
         import onnxruntime
+
+        self.rate_hz = rate_hz
 
         options = onnxruntime.SessionOptions()
         # One utterance gains little from more; a worker on each core does.
@@ -99,17 +102,17 @@ class Voice:
             UnsayableError: a sentence is empty or too long.
         """
         noise = np.random.default_rng(seed)
-        pause = np.zeros(int(_PAUSE_SECONDS * _VOICE_HZ), np.float32)
+        pause = np.zeros(int(_PAUSE_SECONDS * VOICE_HZ), np.float32)
         parts: list[Samples] = []
         words: list[tuple[float, float]] = []
         for ids in sentences:
-            begin = sum(map(len, parts)) / _VOICE_HZ
+            begin = sum(map(len, parts)) / VOICE_HZ
             samples, lengths = self._sentence(ids, speaker, rate, noise)
             words += [(begin + start, begin + end) for start, end in self._words(ids, lengths)]
             parts += [samples, pause]
         if not parts:
             raise UnsayableError("there is nothing to say")
-        whole: Samples = soxr.resample(np.concatenate(parts[:-1]), _VOICE_HZ, RATE_HZ, "HQ")
+        whole: Samples = soxr.resample(np.concatenate(parts[:-1]), VOICE_HZ, self.rate_hz, "HQ")
         peak = float(np.abs(whole).max(initial=0.0))
         return Said(whole if peak <= _LOUDEST else whole * np.float32(_LOUDEST / peak), words)
 

@@ -10,7 +10,7 @@ import json
 import sys
 
 import numpy as np
-from faster_whisper import WhisperModel  # type: ignore[import-not-found]
+from faster_whisper import WhisperModel
 
 
 def main(folder: str) -> None:
