@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minmo.audio.pcm import Samples
 from minmo.engine.prompt import ChatFormat
+from minmo.engine.voice import HiddenStates, Query
 from minmo.evaluation.clips import Clip
 from minmo.evaluation.errors import EvaluationError
 from minmo.evaluation.modules import written_by
@@ -177,6 +178,28 @@ class Answerer:
         """The LLM's last hidden state `[width]` at the end of the user's turn."""
         rows = torch.cat((self._content(turn), self._llm.embed(torch.tensor(self._end))))
         return self._hidden(rows)[-1].float()
+
+    @torch.inference_mode()
+    def read_answer(self, turn: Turn, tokens: Sequence[int]) -> tuple[Query, HiddenStates]:
+        """What a voice reads of an answer that is given: it is read to the LLM as its own.
+
+        Args:
+            turn: the user's.
+            tokens: of the answer; at least one.
+
+        Returns:
+            The user's turn as the LLM read it, and `[tokens, width]`, float32: for each token the
+            hidden state that predicts it.
+
+        Raises:
+            EvaluationError: turn and answer are too long together.
+        """
+        content, suffix = self._content(turn), self._llm.embed(torch.tensor(self._suffix))
+        self._check(len(content) + max(0, len(tokens) - self.max_tokens))
+        said = self._llm.embed(torch.tensor(list(tokens[:-1]), dtype=torch.long))
+        hidden = self._hidden(torch.cat((content, suffix, said))).float().numpy()
+        query = Query(content.float().numpy(), hidden[: len(content)])
+        return query, hidden[-len(tokens) :]
 
     def _hidden(self, rows: Tensor) -> Tensor:
         slot = self._open()

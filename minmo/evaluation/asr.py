@@ -138,7 +138,7 @@ def measure(
     for one in sets:
         errors: list[_Errors] = []
         for system in systems:
-            path = folder and folder / "asr" / one.name / f"{file_name(system)}.jsonl"
+            path = folder and folder / "asr" / one.name / f"{file_name(system.name)}.jsonl"
             with Results(path, made_with(system)) as results:
                 _listen(one, system, results, progress)
                 errors.append(_score(one, results))
@@ -150,9 +150,9 @@ def measure(
     return AsrReport(rows, differences)
 
 
-def file_name(system: System) -> str:
+def file_name(system: str) -> str:
     """A system's name as a file's."""
-    return "-".join("".join(c if c.isalnum() else " " for c in system.name).split())
+    return "-".join("".join(c if c.isalnum() else " " for c in system).split())
 
 
 def _listen(one: ClipSet, system: System, results: Results, progress: Progress) -> None:

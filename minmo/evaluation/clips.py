@@ -36,6 +36,7 @@ class Clip:
         kind: question, turn, sentence, or nothing.
         source: where the text comes from, or nothing.
         answers: right answers of a question.
+        split: train, valid or test in a table of recordings, or nothing.
     """
 
     set: str
@@ -44,6 +45,7 @@ class Clip:
     kind: str = ""
     source: str = ""
     answers: tuple[str, ...] = ()
+    split: str = ""
 
     @property
     def key(self) -> str:
@@ -59,6 +61,7 @@ class Choice:
         sets: only these; all if empty.
         kinds: only of these kinds; all if empty.
         sources: only from these sources; all if empty.
+        splits: only these splits of a table of recordings; all if empty.
         limit: at most so many of each set, drawn at random; all if None. A larger limit draws the
             same ones and more.
         seed: of the draw.
@@ -68,6 +71,7 @@ class Choice:
     sets: frozenset[str] = frozenset()
     kinds: frozenset[str] = frozenset()
     sources: frozenset[str] = frozenset()
+    splits: frozenset[str] = frozenset()
     limit: int | None = None
     seed: int = 0
     with_answers: bool = False
@@ -85,6 +89,7 @@ class Choice:
             (not self.sets or clip.set in self.sets)
             and (not self.kinds or clip.kind in self.kinds)
             and (not self.sources or clip.source in self.sources)
+            and (not self.splits or clip.split in self.splits)
             and (not self.with_answers or bool(clip.answers))
         )
 
@@ -168,6 +173,7 @@ def _filters(choice: Choice) -> str:
     parts = [f"set {' or '.join(sorted(choice.sets))}"] if choice.sets else []
     parts += [f"kind {' or '.join(sorted(choice.kinds))}"] if choice.kinds else []
     parts += [f"source {' or '.join(sorted(choice.sources))}"] if choice.sources else []
+    parts += [f"split {' or '.join(sorted(choice.splits))}"] if choice.splits else []
     parts += ["right answers"] if choice.with_answers else []
     return f"none has {' and '.join(parts)}" if parts else "they are empty"
 
@@ -260,6 +266,7 @@ def _recordings_set(folder: Path, tables: Sequence[Path]) -> ClipSet:
                     kind=row.get("kind") or "",
                     source=row.get("source") or "",
                     answers=tuple(answer.strip() for answer in answers if answer.strip()),
+                    split=row.get("split") or "",
                 )
     return ClipSet(folder.name, list(clips.values()), files=files)
 

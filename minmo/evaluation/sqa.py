@@ -121,7 +121,7 @@ def measure(
         found: dict[str, _Outcome] = {}
         known: dict[str, Answer] = {}
         for system in systems:
-            name = f"{file_name(system)}.jsonl"
+            name = f"{file_name(system.name)}.jsonl"
             with Results(folder and folder / "sqa" / one.name / name, made_with(system)) as results:
                 ask(one, system, answerer, results, known, progress)
                 times = folder and folder / "sqa-latency" / one.name / name

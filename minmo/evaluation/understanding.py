@@ -218,7 +218,7 @@ def measure(
             if row := _text_row(one, written, seed):
                 text.append(row)
             for system in systems:
-                name = file_name(system)
+                name = file_name(system.name)
                 with Results(place and place / f"{name}.jsonl", made_with(system)) as results:
                     _answer(one, system, answerer, written, results, progress)
                     punctuation += _punctuation_rows(one, system, results, seed)
