@@ -7,8 +7,9 @@ is new, full-align the voice encoder too, SFT learns through the frozen LLM.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal, cast
 
@@ -30,6 +31,8 @@ from minmo.model.streaming import is_there
 from minmo.presets import Preset, build_module, load_preset, modules_of
 from minmo.training.batches import Batch, Source
 from minmo.training.config import TrainingConfig
+from minmo.training.data.errors import DataError
+from minmo.training.data.jsonl import read_lines
 from minmo.training.errors import TrainingError
 from minmo.training.filling import fill
 from minmo.training.listening import (
@@ -45,7 +48,7 @@ from minmo.training.listening import (
 )
 from minmo.training.own_answers import OwnAnswers
 from minmo.training.remembering import RememberedFrames, check_remembering
-from minmo.training.stage import Stage, Trainee, Weights
+from minmo.training.stage import Stage, StateDict, Trainee, Weights
 from minmo.training.tables import build
 from minmo.training.transcripts import error_rate, letters_text, plain_words
 from minmo.weights.aligned import write_aligned
@@ -55,7 +58,7 @@ from minmo.weights.naming import select
 
 MODULES = ("voice_encoder", "input_projector", "recognition_head")
 _TABLE = "model.embed_tokens.weight"
-# Batches whose texts are counted at once.
+# Texts whose tokens are counted at once.
 _COUNTED = 4096
 
 
@@ -74,6 +77,9 @@ class SpeechToTextOptions:
         sampled_pieces: pieces that a batch's own are told from, drawn anew for each.
         minimum_count: how often the training text has a piece that is to be recognised; single
             letters always are.
+        texts: file of JSON lines with `text`, as of `minmo data texts`, in which pieces are
+            counted, in place of the clips; a head to begin with gets those of its pieces that it
+            lacks. Empty for the clips.
         remember_mb: megabytes of the frozen voice encoder's frames to keep, 87 for an hour of
             `mini`'s; each clip stays as it was first heard, so silence and speed must not be drawn
             anew. 0 to encode each time.
@@ -89,6 +95,7 @@ class SpeechToTextOptions:
     answers: float = 0.0
     sampled_pieces: int = 2500
     minimum_count: int = 4
+    texts: str = ""
     remember_mb: float = 0.0
     answer_tokens: int = 24
     system_prompt: str = ""
@@ -139,7 +146,7 @@ class SpeechToText(Stage):
         options, preset = _options(config), load_preset(config.preset)
         folder = weights_folder(config.preset, "llm")
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        counts = _counts(tokenizer, sources)
+        counts = _counts(tokenizer, _texts(options, sources))
         modules = _modules(config.preset, preset, weights, tokenizer, counts, options)
         pieces = cast(RecognitionHead, modules["recognition_head"]).pieces
         frequencies = torch.tensor([float(counts[token]) for token in pieces.tolist()])
@@ -317,9 +324,12 @@ def _modules(
     state = weights.get("recognition_head")
     if state is None:
         pieces = _chosen_pieces(tokenizer, counts, options.minimum_count)
-        spellings = spellings_of([tokenizer.decode([token]) for token in pieces.tolist()])
-        head = _head(preset, name, pieces, spellings)
+        head = _head(preset, name, pieces, _spellings(tokenizer, pieces))
     else:
+        # Not from the clips' own text: the head of a run that goes on must stay as large as it is.
+        if options.texts and counts:
+            pieces = _chosen_pieces(tokenizer, counts, options.minimum_count)
+            state = _with_pieces(state, pieces, tokenizer)
         head = _head(preset, name, state["pieces"].long(), state["spellings"])
         fill(head, "recognition_head", {**state, "pieces": state["pieces"].long()})
     return dict(zip(MODULES, (encoder, projector, head), strict=True))
@@ -335,6 +345,26 @@ def _head(preset: Preset, name: str, pieces: Tensor, spellings: Tensor) -> Recog
     return RecognitionHead(config, table[pieces].float(), pieces, spellings)
 
 
+def _with_pieces(state: StateDict, wanted: Tensor, tokenizer: Tokenizer) -> StateDict:
+    """A head's weights with those pieces too that it lacks.
+
+    What it scores a piece by is made of the spelling; a new one is as likely as the others are.
+    """
+    known = state["pieces"].long()
+    new = wanted[~torch.isin(wanted, known)]
+    bias = state["bias"].float()
+    return {
+        **state,
+        "pieces": torch.cat((known, new)),
+        "spellings": torch.cat((state["spellings"], _spellings(tokenizer, new))),
+        "bias": torch.cat((bias, bias.mean().expand(len(new)))),
+    }
+
+
+def _spellings(tokenizer: Tokenizer, pieces: Tensor) -> Tensor:
+    return spellings_of([tokenizer.decode([token]) for token in pieces.tolist()])
+
+
 def _chosen_pieces(tokenizer: Tokenizer, counts: Mapping[int, int], minimum: int) -> Tensor:
     """Token ids that are to be recognised: those that are said, and what spells all others."""
     special = tokenizer.get_added_tokens_decoder()
@@ -347,12 +377,23 @@ def _chosen_pieces(tokenizer: Tokenizer, counts: Mapping[int, int], minimum: int
     return torch.tensor(chosen)
 
 
-def _counts(tokenizer: Tokenizer, sources: Sequence[Source]) -> Counter[int]:
-    """How often the training text has each token."""
+def _texts(options: SpeechToTextOptions, sources: Sequence[Source]) -> Iterator[str]:
+    """The texts that say which pieces are to be recognised; none without sources."""
+    if not options.texts or not sources:
+        yield from (clip.text for source in sources for clip in source.clips)
+        return
+    try:
+        for line in read_lines(Path(options.texts).expanduser()):
+            yield str(line["text"])
+    except (DataError, KeyError) as error:
+        raise TrainingError(f"options.texts cannot be used: {error}") from error
+
+
+def _counts(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[int]:
+    """How often texts have each token."""
     counts: Counter[int] = Counter()
-    for source in sources:
-        for start in range(0, len(source.clips), _COUNTED):
-            texts = [clip.text for clip in source.clips[start : start + _COUNTED]]
-            for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
-                counts.update(encoding.ids)
+    rest = iter(texts)
+    while some := list(islice(rest, _COUNTED)):
+        for encoding in tokenizer.encode_batch(some, add_special_tokens=False):
+            counts.update(encoding.ids)
     return counts

@@ -74,5 +74,6 @@ def test_who_was_not_taught_to_listen_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINMO_HOME", str(tmp_path))
+    monkeypatch.setattr("minmo.weights.aligned.packaged_set", lambda name: tmp_path / name)
     with pytest.raises(WeightsError, match="has not been taught to listen"):
         run("asr", str(DATA))

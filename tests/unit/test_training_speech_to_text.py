@@ -161,6 +161,36 @@ def test_pieces_are_those_that_are_said_and_what_spells_others(place: Path) -> N
     assert not any(text in texts for text in SPECIAL)
 
 
+def test_a_head_gets_the_pieces_of_a_file_of_texts_that_it_lacks(
+    place: Path, tmp_path: Path
+) -> None:
+    stage, settings = (
+        SpeechToText(),
+        with_changes(config(place, "pre-align"), {"options.minimum_count": 3}),
+    )
+    sources = read_sources(settings.data)
+    few = stage.build(settings, {}, sources).listening.head
+    state = {"recognition_head": few.state_dict()}
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "An assistant."}\n{"text": "the assistant"}\n' * 3)
+    wanted = with_changes(settings, {"options.texts": str(texts)})
+    more = stage.build(wanted, state, sources).listening.head
+    tokenizer = Tokenizer.from_file(str(weights_folder(settings.preset, "llm") / "tokenizer.json"))
+    known = more.pieces.tolist()
+    assert known[: len(few.pieces)] == few.pieces.tolist()
+    assert " assistant" in {tokenizer.decode([token]) for token in known[len(few.pieces) :]}
+    # What is heard of the old ones is what it was.
+    heard = torch.randn(1, 5, few.width)
+    scores = more(heard)[..., : len(few.pieces)], few(heard)[..., :-1]
+    assert torch.allclose(*(one - one[..., :1] for one in scores), atol=1e-4)
+    # A run that goes on, and an export, leave it as it is.
+    again = stage.build(wanted, {"recognition_head": more.state_dict()}, sources).listening.head
+    assert again.pieces.tolist() == known
+    texts.write_text('{"words": "An assistant."}\n')
+    with pytest.raises(TrainingError, match=r"options\.texts cannot be used"):
+        stage.build(wanted, state, sources)
+
+
 def test_answers_are_the_llms_own_and_hearing_the_text_itself_is_no_distance(
     place: Path,
 ) -> None:
