@@ -136,8 +136,9 @@ class MoonshineEncoder(BlockStreamingEncoder):
         new = new & (windows.first[..., None] | ~shared)
         weight = new.to(torch.float64)
         # Sums in double precision, without a copy of all rows in it.
-        total = rows.float().sum(-1, dtype=torch.float64)
-        squares = rows.float().square().sum(-1, dtype=torch.float64)
+        exact = rows.float()
+        total = exact.sum(-1, dtype=torch.float64)
+        squares = exact.square().sum(-1, dtype=torch.float64)
         added = torch.stack(
             (
                 self.width * weight.sum(-1).expand(batch, blocks),

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from minmo.audio.resample import LISTENING_RATE_HZ
 from minmo.training.augmentation import (
     Samples,
     augment,
@@ -117,7 +118,7 @@ class Batch:
     clips: tuple[Clip, ...]
     words: tuple[Spans | None, ...] = ()
     next: Position | None = None
-    sample_rate: int = 16_000
+    sample_rate: int = LISTENING_RATE_HZ
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on a device."""

@@ -14,13 +14,11 @@ from typing import Any, Literal, cast
 
 import yaml
 
+from minmo.audio.resample import LISTENING_RATE_HZ
 from minmo.training.errors import TrainingError
 from minmo.training.tables import build, join, similar
 
 Range = tuple[float, float]
-
-AUGMENTED_RATE = 16_000
-"""Hz; what rooms and lines do to speech is drawn for this rate."""
 
 _RECIPES = "minmo.training.recipes"
 
@@ -69,7 +67,7 @@ class DataConfig:
     pool: int = 32
     silence: Range = (0.0, 0.6)
     audio: bool = True
-    sample_rate: int = 16_000
+    sample_rate: int = LISTENING_RATE_HZ
     workers: int = 1
     valid_clips: int = 400
 
@@ -292,9 +290,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _require("seed", self.seed, 0, 2**31)
         _require("threads", self.threads, 0, 1024)
-        if self.data.sample_rate != AUGMENTED_RATE and self.augmentation.changes_anything:
+        if self.data.sample_rate != LISTENING_RATE_HZ and self.augmentation.changes_anything:
             raise ValueError(
-                f"augmentation works at {AUGMENTED_RATE} Hz: with another data.sample_rate set "
+                f"augmentation works at {LISTENING_RATE_HZ} Hz: with another data.sample_rate set "
                 "augmentation.clean=1 and augmentation.speed=0"
             )
 
