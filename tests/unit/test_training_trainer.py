@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from minmo.training import checkpoint
 from minmo.training.config import TrainingConfig
@@ -20,7 +21,7 @@ from minmo.training.ema import Mean
 from minmo.training.errors import TrainingError
 from minmo.training.initial import initial_weights
 from minmo.training.trainer import Outcome, train
-from tests.unit.tiny_training import ToyStage, silent, toy_config, write_shard
+from tests.unit.tiny_training import ToyStage, ToyTrainee, silent, toy_config, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,18 @@ def test_a_run_that_was_cut_takes_the_steps_that_it_would_have_taken(
     means = [checkpoint.trained_weights(tmp_path / name) for name in ("cut", "whole")]
     assert torch.equal(means[0]["net"]["0.weight"], means[1]["net"]["0.weight"])
     assert not torch.equal(means[0]["net"]["0.weight"], weights(tmp_path / "cut"))
+
+
+def test_a_run_does_not_go_on_with_weights_of_another_size(data: Path, tmp_path: Path) -> None:
+    class Grown(ToyStage):
+        def build(self, *arguments: Any) -> ToyTrainee:
+            built = super().build(*arguments)
+            built.net[0] = nn.Linear(3, 9)
+            return built
+
+    assert run(toy_config(data), tmp_path, interrupt(4)).signal
+    with pytest.raises(TrainingError, match=r"of fewer speakers; begin a new run with --init"):
+        run(toy_config(data), tmp_path, Grown())
 
 
 def test_it_learns_and_moves_only_what_has_a_learning_rate(data: Path, tmp_path: Path) -> None:
