@@ -135,19 +135,26 @@ class RecognitionHead(nn.Module):
         """Channels of a speech embedding."""
         return self.config.width
 
-    def forward(self, embeddings: Tensor, classes: Tensor | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, classes: Tensor | None = None, offsets: Tensor | None = None
+    ) -> Tensor:
         """Log probabilities of what is heard in each embedding.
 
         Args:
             embeddings: `[batch, frames, width]`.
             classes: `[n]`, the only pieces to compare with, as training does: a vocabulary has
                 many more than a batch of clips, and a sample of the others stands for them.
+            offsets: `[n]`, added to the scores of these pieces; none if None.
 
         Returns:
             `[batch, frames, pieces + 1]`, or `[batch, frames, n + 1]`, float32; the last is the
             blank.
         """
-        return self._scores(embeddings, classes).log_softmax(-1)
+        scores = self._scores(embeddings, classes)
+        if offsets is not None:
+            # The blank is always among them.
+            scores = scores + F.pad(offsets, (0, 1))
+        return scores.log_softmax(-1)
 
     def mixtures(
         self, embeddings: Tensor, log_probabilities: Tensor, classes: Tensor | None = None

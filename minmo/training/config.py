@@ -162,24 +162,29 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW.
+    """How weights are moved.
 
     Attributes:
+        method: `adamw`, or `muon` (Jordan et al., 2024) for the matrices of Transformer layers,
+            with AdamW for everything else.
         learning_rates: of each module that is trained, by its name; others are frozen.
         frozen: beginnings of the names of parameters that stay as they are all the same, such as
             `voice_encoder.conv1`.
         weight_decay: of matrices; norms and biases have none.
-        betas: of the running means.
+        betas: of AdamW's running means.
+        momentum: of Muon.
         clip: largest norm of the gradient.
         accumulate: batches for each step.
         max_skipped: steps in a row that may be skipped for a loss or gradient that is not finite.
         ema: decay of the weights' running mean, which is what is measured and exported; 0 for none.
     """
 
+    method: Literal["adamw", "muon"] = "adamw"
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
+    momentum: float = 0.95
     clip: float = 1.0
     accumulate: int = 1
     max_skipped: int = 25
@@ -191,6 +196,7 @@ class OptimizerConfig:
         _require("weight_decay", self.weight_decay, 0, 10)
         for beta in self.betas:
             _require("betas", beta, 0, 0.999999)
+        _require("momentum", self.momentum, 0, 0.999999)
         _require("clip", self.clip, 1e-6, 1e6)
         _require("accumulate", self.accumulate, 1, 4096)
         _require("max_skipped", self.max_skipped, 1, 1e6)

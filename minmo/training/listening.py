@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from tokenizers import Tokenizer
@@ -289,10 +289,11 @@ class ListeningModel(nn.Module):
         """That one speech embedding stands for."""
         return self.letter_seconds * self.projector.config.stride
 
-    def pieces(self, heard: Heard, classes: Tensor | None = None) -> Tensor:
+    def pieces(self, heard: Heard, sampled: Sampled | None = None) -> Tensor:
         """Log probabilities of pieces, `[batch, embeddings, n + 1]`; all of them if None."""
-        found: Tensor = self.head(heard.embeddings, classes)
-        return found
+        if sampled is None:
+            return cast(Tensor, self.head(heard.embeddings))
+        return cast(Tensor, self.head(heard.embeddings, sampled.classes, sampled.offsets))
 
     def merged(self, heard: Heard) -> Merged:
         """What the LLM reads of clips."""
@@ -300,10 +301,24 @@ class ListeningModel(nn.Module):
         return merge(self.head.mixtures(heard.embeddings, found), found, heard.lengths)
 
 
+class Sampled(NamedTuple):
+    """The pieces that a batch's own are told from.
+
+    Attributes:
+        classes: `[n]`, sorted.
+        offsets: `[n]`, to be added to their scores: a piece that is drawn stands for all those as
+            frequent that were not, so that a sample has the normaliser of the whole vocabulary
+            (Jean et al., 2015). Without it what is rarely drawn is heard too often.
+    """
+
+    classes: Tensor
+    offsets: Tensor
+
+
 def sampled_classes(
     wanted: Tensor, weights: Tensor, count: int, generator: torch.Generator
-) -> Tensor:
-    """The pieces that are said and a sample of others to tell them from, sorted.
+) -> Sampled:
+    """The pieces that are said and a sample of others to tell them from.
 
     Args:
         wanted: classes that are said in a batch, in any shape.
@@ -311,9 +326,20 @@ def sampled_classes(
         count: of the sample.
         generator: that draws it.
     """
-    others = torch.multinomial(weights, min(count, len(weights)), generator=generator)
-    classes: Tensor = torch.unique(torch.cat((wanted.flatten(), others)))
-    return classes
+    wanted = wanted.unique()
+    if count >= len(weights):
+        return Sampled(torch.arange(len(weights)), torch.zeros(len(weights)))
+    # Those with the earliest times of independent Poisson processes are drawn; the last one's time
+    # says how likely each was to be among them.
+    times = torch.empty_like(weights).exponential_(generator=generator) / weights
+    last = times.kthvalue(count).values
+    drawn = times <= last
+    drawn[wanted] = True
+    classes = drawn.nonzero()[:, 0]
+    offsets = -torch.log(-torch.expm1(-last * weights[classes]))
+    # What is said is always among them.
+    offsets[torch.searchsorted(classes, wanted)] = 0
+    return Sampled(classes, offsets)
 
 
 @dataclass(frozen=True)

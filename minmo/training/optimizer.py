@@ -1,9 +1,12 @@
-"""Which parameters are moved, and by how much."""
+"""Which parameters are moved, how, and by how much."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minmo.training.config import TrainingConfig
 from minmo.training.errors import TrainingError
@@ -43,14 +46,66 @@ def trained_parameters(model: Trainee, config: TrainingConfig) -> dict[str, nn.P
 def make_optimizer(
     model: Trainee, config: TrainingConfig
 ) -> tuple[torch.optim.Optimizer, list[float]]:
-    """AdamW with groups of parameters, and the learning rate of each at the top."""
-    settings, groups, rates = config.optimizer, [], []
+    """The optimizer with its groups of parameters, and the learning rate of each at the top."""
+    settings = config.optimizer
+    hidden: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
     for module, rate in settings.learning_rates.items():
-        parameters = [one for one in model.kept()[module].parameters() if one.requires_grad]
-        matrices = [one for one in parameters if one.ndim >= _MATRIX]
-        others = [one for one in parameters if one.ndim < _MATRIX]
-        for chosen, decay in ((matrices, settings.weight_decay), (others, 0.0)):
+        parts: dict[str, list[nn.Parameter]] = {"hidden": [], "matrices": [], "vectors": []}
+        for name, parameter in model.kept()[module].named_parameters():
+            if parameter.requires_grad:
+                kind = "matrices" if parameter.ndim >= _MATRIX else "vectors"
+                if settings.method == "muon" and _is_hidden(name, parameter):
+                    kind = "hidden"
+                parts[kind].append(parameter)
+        for kind, chosen in parts.items():
+            decay = 0.0 if kind == "vectors" else settings.weight_decay
             if chosen:
-                groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
-                rates.append(rate)
-    return torch.optim.AdamW(groups, betas=settings.betas, fused=True), rates
+                group = {"params": chosen, "lr": rate, "weight_decay": decay}
+                (hidden if kind == "hidden" else others).append(group)
+    optimizers: list[torch.optim.Optimizer] = []
+    if hidden:
+        # Scaled so that a rate that is right for AdamW is right for it too.
+        muon = torch.optim.Muon(hidden, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw")
+        optimizers.append(muon)
+    if others:
+        optimizers.append(torch.optim.AdamW(others, betas=settings.betas, fused=True))
+    joined = optimizers[0] if len(optimizers) == 1 else Joined(optimizers)
+    return joined, [group["lr"] for group in joined.param_groups]
+
+
+class Joined(torch.optim.Optimizer):
+    """Several optimizers, each of its own parameters, that are stepped and saved as one.
+
+    Args:
+        parts: the optimizers; their groups and their state become this one's.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self._parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._share()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Each takes its step."""
+        loss = None if closure is None else closure()
+        for part in self._parts:
+            part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        super().load_state_dict(dict(state_dict))
+        self._share()
+
+    def _share(self) -> None:
+        """Groups and state are this one's, and the parts work on them."""
+        groups = iter(self.param_groups)
+        for part in self._parts:
+            part.state = self.state
+            part.param_groups = [next(groups) for _ in part.param_groups]
+
+
+def _is_hidden(name: str, parameter: Tensor) -> bool:
+    """Whether it is a matrix of a Transformer layer: what Muon is made for."""
+    return parameter.ndim == _MATRIX and (name.startswith("layers.") or ".layers." in name)

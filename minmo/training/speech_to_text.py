@@ -39,6 +39,7 @@ from minmo.training.listening import (
     Heard,
     ListeningModel,
     PieceTokenizer,
+    Sampled,
     check_heard,
     cut_loss,
     letter_cuts,
@@ -245,10 +246,11 @@ class SpeechToTextTrainee(Trainee):
         targets = targets_of(batch.texts, self._pieces)
         cuts = piece_cuts(texts, words, listening.piece_seconds, self._pieces)
         said = torch.cat((targets.pieces.flatten(), cuts.targets.flatten()))
-        classes = sampled_classes(
+        sampled = sampled_classes(
             said, self._drawn, options.sampled_pieces, torch.default_generator
         )
-        found = listening.pieces(heard, classes.to(device))
+        classes = sampled.classes
+        found = listening.pieces(heard, Sampled(classes.to(device), sampled.offsets.to(device)))
         targets = replace(targets, pieces=torch.searchsorted(classes, targets.pieces)).to(device)
         parts = {
             "letters": recognition_loss(

@@ -379,8 +379,9 @@ class _Run:
         """Refuses a checkpoint of other sizes, as where clips of more speakers have come."""
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
-                kept = self._optimizer.state.get(parameter, {}).get("exp_avg")
-                if kept is not None and kept.shape != parameter.shape:
+                kept = self._optimizer.state.get(parameter, {})
+                mean = kept.get("exp_avg", kept.get("momentum_buffer"))
+                if mean is not None and mean.shape != parameter.shape:
                     raise TrainingError(
                         f"checkpoint {found} is of other sizes, or of fewer speakers; begin a new "
                         f"run with --init {self._run}"
