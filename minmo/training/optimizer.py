@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from minmo.training.config import TrainingConfig
 from minmo.training.errors import TrainingError
+from minmo.training.muon import Muon
 from minmo.training.stage import Trainee
 
 _MATRIX = 2
@@ -65,9 +66,7 @@ def make_optimizer(
                 (hidden if kind == "hidden" else others).append(group)
     optimizers: list[torch.optim.Optimizer] = []
     if hidden:
-        # Scaled so that a rate that is right for AdamW is right for it too.
-        muon = torch.optim.Muon(hidden, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw")
-        optimizers.append(muon)
+        optimizers.append(Muon(hidden, settings.momentum))
     if others:
         optimizers.append(torch.optim.AdamW(others, betas=settings.betas, fused=True))
     joined = optimizers[0] if len(optimizers) == 1 else Joined(optimizers)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from minmo.training.config import OptimizerConfig, TrainingConfig
+from minmo.training.muon import orthogonal
 from minmo.training.optimizer import Joined, make_optimizer
 from minmo.training.stage import Trainee
 
@@ -82,3 +83,20 @@ def test_what_was_saved_goes_on_as_it_would_have() -> None:
 
 def test_without_it_everything_is_adamw() -> None:
     assert isinstance(optimizer_of(Small(), "adamw"), torch.optim.AdamW)
+
+
+def test_an_orthogonal_matrix_keeps_directions_and_evens_out_their_sizes() -> None:
+    torch.manual_seed(0)
+    left, right = torch.linalg.qr(torch.randn(20, 8)).Q, torch.linalg.qr(torch.randn(8, 8)).Q
+    matrix = left @ torch.diag(torch.linspace(0.1, 3, 8)) @ right
+    for found, wanted in (
+        (orthogonal(matrix), left @ right),
+        (orthogonal(matrix.T).T, left @ right),
+    ):
+        assert (
+            torch.nn.functional.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.95
+        )
+        sizes = torch.linalg.svdvals(found)
+        assert sizes.min() > 0.6
+        assert sizes.max() < 1.3
+    assert not orthogonal(torch.zeros(3, 5)).any()
