@@ -456,9 +456,9 @@ class _Endless:
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C reaches the whole group: the training process decides what becomes of it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Both may reach the whole group: the training process decides what becomes of it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     os.nice(_NICENESS)
 
 

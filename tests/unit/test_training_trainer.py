@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import time
@@ -91,6 +92,22 @@ def test_a_run_that_was_cut_takes_the_steps_that_it_would_have_taken(
     means = [checkpoint.trained_weights(tmp_path / name) for name in ("cut", "whole")]
     assert torch.equal(means[0]["net"]["0.weight"], means[1]["net"]["0.weight"])
     assert not torch.equal(means[0]["net"]["0.weight"], weights(tmp_path / "cut"))
+
+
+def test_a_signal_to_the_whole_group_ends_a_run_with_a_checkpoint(
+    data: Path, tmp_path: Path
+) -> None:
+    def hook(now: int) -> None:
+        if now == 4:
+            for worker in multiprocessing.active_children():
+                assert worker.pid is not None
+                os.kill(worker.pid, signal.SIGTERM)
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = run(toy_config(data, data__workers=1), tmp_path, ToyStage(hook))
+    assert (outcome.step, outcome.signal) == (5, signal.SIGTERM)
+    assert checkpoint.latest(tmp_path) is not None
 
 
 def test_a_run_does_not_go_on_with_weights_of_another_size(data: Path, tmp_path: Path) -> None:
