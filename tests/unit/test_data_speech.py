@@ -290,9 +290,12 @@ def test_phonemes_belong_to_the_texts_that_they_were_made_of(tmp_path: Path) -> 
     assert beside(Path("a/texts.jsonl.gz")) == Path("a/texts.phonemes.jsonl.gz")
 
 
+@pytest.mark.parametrize("together", [500, 1])
 def test_the_voice_reads_what_is_said_for_a_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
+    # More than one batch is worked on by several processes.
+    monkeypatch.setattr(phonemes_module, "_BATCH", together)
     asked: list[str] = []
 
     class Phonemizer:
