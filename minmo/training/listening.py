@@ -326,7 +326,7 @@ def sampled_classes(
         count: of the sample.
         generator: that draws it.
     """
-    wanted = wanted.unique()
+    said: Tensor = torch.unique(wanted)
     if count >= len(weights):
         return Sampled(torch.arange(len(weights)), torch.zeros(len(weights)))
     # Those with the earliest times of independent Poisson processes are drawn; the last one's time
@@ -334,11 +334,11 @@ def sampled_classes(
     times = torch.empty_like(weights).exponential_(generator=generator) / weights
     last = times.kthvalue(count).values
     drawn = times <= last
-    drawn[wanted] = True
+    drawn[said] = True
     classes = drawn.nonzero()[:, 0]
     offsets = -torch.log(-torch.expm1(-last * weights[classes]))
     # What is said is always among them.
-    offsets[torch.searchsorted(classes, wanted)] = 0
+    offsets[torch.searchsorted(classes, said)] = 0
     return Sampled(classes, offsets)
 
 
