@@ -362,8 +362,9 @@ class VoiceDecoderSettings(ComputeSettings):
     )
     hidden_states: bool = Field(
         True,
-        description="whether callers send the LLM's hidden states, as in aligned mode; without "
-        "them --voice auto takes the network only if it reads text by a table of its own",
+        description="whether callers send the LLM's hidden states, as the orchestrator does to a "
+        "voice that reads them; without, --voice auto takes the network only if it reads text by "
+        "a table of its own",
     )
     slots: int = Field(4, ge=1, le=4096, description="utterances that the network computes at once")
     context: int = Field(
@@ -419,6 +420,20 @@ class OrchestratorSettings(UpstreamSettings):
     )
     end_of_turn_silence_ms: int = Field(
         500, ge=100, le=10_000, description="silence after which the user's turn has ended"
+    )
+    longest_silence_ms: int = Field(
+        3000,
+        ge=100,
+        le=30_000,
+        description="silence after which the user's turn is answered, whatever the full-duplex "
+        "predictor says",
+    )
+    predictor_late_ms: int = Field(
+        800,
+        ge=150,
+        le=60_000,
+        description="audio without an answer of the full-duplex predictor after which voice "
+        "activity decides in its place",
     )
     barge_in_ms: int = Field(
         200, ge=0, le=10_000, description="speech over the answer that stops the answer"

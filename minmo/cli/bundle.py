@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,14 @@ import typer
 
 from minmo.cli.errors import EXIT_INTERRUPTED, InputError
 from minmo.cli.options import Json
+
+
+class Stages(StrEnum):
+    """What a bundle trains."""
+
+    LISTENING = "listening"
+    SPEAKING = "speaking"
+
 
 _HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -32,6 +42,25 @@ def bundle(
         list[Path] | None,
         typer.Option(exists=True, file_okay=False, help="Folder of Shar folders. Repeatable."),
     ] = None,
+    stages: Annotated[
+        Stages, typer.Option(help="What is trained there: listening, or speaking.")
+    ] = Stages.LISTENING,
+    voice: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder of recordings of whose voice it becomes (speaking). Repeatable.",
+        ),
+    ] = None,
+    instructed: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder of answers to spoken instructions (speaking). Repeatable.",
+        ),
+    ] = None,
     recipe: Annotated[
         list[Path] | None,
         typer.Option(
@@ -49,19 +78,22 @@ def bundle(
     plan: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, help="JSON file of steps. By default listening is trained."
+            exists=True, dir_okay=False, help="JSON file of steps, in the place of --stages."
         ),
     ] = None,
     minutes: Annotated[
         list[str] | None,
         typer.Option(
             metavar="STEP=MINUTES",
-            help="Time of speech, pre-align, full-align or sft. Repeatable.",
+            help="Time of a step, as speech, pre-align, full-align, sft. Repeatable.",
         ),
     ] = None,
     module: Annotated[
         list[str] | None,
-        typer.Option(help="Whose weights are packed: voice_encoder and llm. Repeatable."),
+        typer.Option(
+            help="Whose weights are packed: voice_encoder, llm, and to speak the speech_tokenizer "
+            "that is here. Repeatable."
+        ),
     ] = None,
     python: Annotated[str, typer.Option(help="Version of Python on that machine.")] = _HERE,
     has: Annotated[
@@ -75,11 +107,14 @@ def bundle(
     ] = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Pack all that speech-to-text training needs on a GPU machine without network.
+    """Pack all that training needs on a GPU machine without network.
 
     Example: minmo train bundle bundle/ --texts texts.jsonl.gz --python 3.12
+
+    Example: minmo train bundle bundle/ --stages speaking --recordings libri-24k --voice me-24k
     """
     from minmo.training.bundle import plan as plans
+    from minmo.training.bundle import speaking
     from minmo.training.bundle.make import (
         MODULES,
         TEXTS,
@@ -89,24 +124,41 @@ def bundle(
     )
     from minmo.training.bundle.wheels import ROOTS
     from minmo.weights.progress import NoProgress, shown_on
+    from minmo.weights.spoken import TOKENIZER, tokenizer_folder
 
     with _explained(), shown_on(sys.stderr) as progress:
-        heard = {folder.resolve().name: folder for folder in recordings or ()}
+        heard = _folders(recordings or (), voice or (), instructed or ())
         recipes = {one.stem: f"recipes/{one.name}" for one in recipe or ()}
         if plan is not None and minutes:
             raise InputError("--minutes is for the built-in plan: write the minutes into --plan")
-        contents = Contents(
-            plan=plans.read_plan(plan)
-            if plan is not None
-            else plans.listening(
+        packed, modules = None if texts is None else TEXTS, tuple(module or MODULES)
+        if stages is Stages.SPEAKING and not module and tokenizer_folder(preset) is not None:
+            modules = (*modules, TOKENIZER)
+        if plan is not None:
+            chosen = plans.read_plan(plan)
+        elif stages is Stages.SPEAKING:
+            chosen = speaking.speaking(
                 preset_there(preset),
-                texts=None if texts is None else TEXTS,
+                texts=packed,
+                folders=speaking.Folders(*map(_names, (recordings, voice, instructed))),
+                tokenizer=TOKENIZER in modules,
+                recipes=recipes,
+                minutes=_minutes(minutes or ()),
+            )
+        elif voice or instructed:
+            raise InputError("--voice and --instructed are for --stages speaking, or for a --plan")
+        else:
+            chosen = plans.listening(
+                preset_there(preset),
+                texts=packed,
                 recordings=list(heard),
                 recipes=recipes,
                 minutes=_minutes(minutes or ()),
-            ),
+            )
+        contents = Contents(
+            plan=chosen,
             preset=preset,
-            modules=tuple(module or MODULES),
+            modules=modules,
             texts=texts,
             recordings=heard,
             files={f"recipes/{one.name}": one for one in recipe or ()}
@@ -154,6 +206,21 @@ def collect(
         return
     for path in files:
         typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _folders(*given: Iterable[Path]) -> dict[str, Path]:
+    """Folders of shards by the names that they have in the bundle."""
+    found: dict[str, Path] = {}
+    for folder in chain(*given):
+        name = folder.resolve().name
+        if name in found:
+            raise InputError(f"{folder} and {found[name]} have the same name: rename one of them")
+        found[name] = folder
+    return found
+
+
+def _names(folders: Sequence[Path] | None) -> list[str]:
+    return [folder.resolve().name for folder in folders or ()]
 
 
 def _minutes(given: Sequence[str]) -> dict[str, float]:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from minmo.engine.operations import Event
 
 # A caller repeats what it sent shortly before its connection broke, not what it sent an hour ago.
 _REMEMBERED_ANSWERS = 64
+# There are seven probes a second: they must not push out what matters longer.
+_REMEMBERED_PROBES = 8
 # Sessions without a branch keep only their epoch and answers.
 _MAX_SESSIONS = 4096
+
+
+@dataclass(frozen=True)
+class ProbeState:
+    """What the model made of a probe.
+
+    Attributes:
+        position: of the branch's end at which it was read.
+        hidden: its last hidden state, as the memory keeps it.
+    """
+
+    position: int
+    hidden: Any
 
 
 @dataclass(eq=False)
@@ -22,16 +38,25 @@ class Branch:
         length: positions that it holds.
         cuts: how often positions were taken away. As long as it stays the same, positions that
             were there once are there still.
+        probes: what was read between the positions and not kept, oldest first.
     """
 
     slot: int
     length: int = 0
     cuts: int = 0
+    probes: deque[ProbeState] = field(default_factory=deque)
 
     def cut(self, length: int) -> None:
-        """Keeps the first `length` positions."""
+        """Keeps the first `length` positions, and none of the probes between them."""
         self.cuts += 1
         self.length = length
+        self.probes.clear()
+
+    def probed(self, state: ProbeState, most: int) -> None:
+        """Keeps a probe, and forgets the oldest of more than `most`."""
+        self.probes.append(state)
+        while len(self.probes) > most:
+            self.probes.popleft()
 
 
 @dataclass(frozen=True)
@@ -59,6 +84,7 @@ class Session:
         epoch: the highest one seen.
         branches: by name.
         answers: of the operations carried out last, by their ids.
+        probe_answers: the same, of probes.
         pending: operations that wait or run; while there are any, it is not idle.
         last_used: seconds, on the caller's clock.
     """
@@ -66,6 +92,7 @@ class Session:
     epoch: int = 0
     branches: dict[str, Branch] = field(default_factory=dict)
     answers: OrderedDict[str, Answer] = field(default_factory=OrderedDict)
+    probe_answers: OrderedDict[str, Answer] = field(default_factory=OrderedDict)
     pending: int = 0
     last_used: float = 0.0
 
@@ -74,6 +101,16 @@ class Session:
         self.answers[operation_id] = answer
         while len(self.answers) > _REMEMBERED_ANSWERS:
             self.answers.popitem(last=False)
+
+    def remember_probe(self, operation_id: str, answer: Answer) -> None:
+        """The same for a probe."""
+        self.probe_answers[operation_id] = answer
+        while len(self.probe_answers) > _REMEMBERED_PROBES:
+            self.probe_answers.popitem(last=False)
+
+    def recall(self, operation_id: str) -> Answer | None:
+        """What an operation was answered that has been carried out before, if it is still known."""
+        return self.answers.get(operation_id) or self.probe_answers.get(operation_id)
 
 
 class SessionTable:

@@ -20,9 +20,11 @@ from minmo.engine.operations import (
     Failed,
     Generate,
     IsCancelled,
+    Matrix,
     OnEvent,
     Operation,
     Prefill,
+    Probe,
     Reason,
     is_last,
 )
@@ -50,6 +52,7 @@ class EngineOptions:
         piece: positions of one piece of a prefill.
         budget: positions of prefills that one step reads while nobody generates.
         shared_budget: the same while somebody does.
+        history: hidden states of a branch that the predictor sees.
         batched: whether generations are read in recorded steps of fixed shapes
             (`minmo.engine.decoding`); None where that is faster, on a GPU.
     """
@@ -63,6 +66,7 @@ class EngineOptions:
     piece: int = 32
     budget: int = 128
     shared_budget: int = 32
+    history: int = 65
     batched: bool | None = None
 
 
@@ -79,6 +83,7 @@ class Snapshot:
         sequences: that took part in them, summed up over the steps.
         tokens: drawn.
         positions: read in prefills.
+        probes: answered.
     """
 
     slots_in_use: int = 0
@@ -89,6 +94,7 @@ class Snapshot:
     sequences: int = 0
     tokens: int = 0
     positions: int = 0
+    probes: int = 0
 
 
 @dataclass(eq=False)
@@ -98,6 +104,7 @@ class _Counts:
     sequences: int = 0
     tokens: int = 0
     positions: int = 0
+    probes: int = 0
 
 
 class Engine:
@@ -113,6 +120,7 @@ class Engine:
         options: as given.
         model_config: sizes of the model.
         dtype: number type of weights and cache.
+        predicts: whether there is a predictor.
     """
 
     def __init__(
@@ -129,8 +137,9 @@ class Engine:
 
         @torch.inference_mode()
         def runner() -> Runner:
-            return Runner(model, cache, max_rows, predictor, batched)
+            return Runner(model, cache, max_rows, options.history, predictor, batched)
 
+        self.predicts = predictor is not None
         self._runner = apart(runner)
         self._table = SessionTable(options.slots, options.idle_seconds)
         limits = Limits(
@@ -140,6 +149,7 @@ class Engine:
             budget=options.budget,
             shared_budget=options.shared_budget,
             stop_tokens=options.stop_tokens,
+            history=options.history,
         )
         self._scheduler = Scheduler(self._table, self._runner, limits, time.monotonic)
         self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
@@ -198,6 +208,7 @@ class Engine:
             sequences=counts.sequences,
             tokens=counts.tokens,
             positions=counts.positions,
+            probes=counts.probes,
         )
 
     def _problem_of(self, operation: Operation) -> Failed | None:
@@ -208,6 +219,11 @@ class Engine:
             for number, part in enumerate(action.parts):
                 if problem := _problem_of_part(part, width, vocabulary):
                     return Failed(Reason.BAD_CONTENT, f"part {number}: {problem}")
+        if isinstance(action, Probe):
+            if not self.predicts:
+                return Failed(Reason.NO_PREDICTOR, "no full-duplex predictor is loaded")
+            if problem := _problem_of_probe(action.embedding, self.model_config.width):
+                return Failed(Reason.BAD_CONTENT, problem)
         # What frees must get through when all is full.
         if self._pending >= self.options.max_pending and not isinstance(action, Cancel | Close):
             message = f"{self._pending} operations wait or run, the limit; try again later"
@@ -260,6 +276,9 @@ class Engine:
             for reading in readings
             if isinstance(reading.work.operation.action, Prefill)
         )
+        counts.probes += sum(
+            isinstance(reading.work.operation.action, Probe) for reading in readings
+        )
 
     def _warm_up(self) -> None:
         """Runs every kind of step once, so that the first caller doesn't pay for first times."""
@@ -290,6 +309,12 @@ def _problem_of_part(part: np.ndarray, width: int, vocabulary: int) -> str:
     elif not np.isfinite(part).all():
         return "embeddings hold NaN or infinity"
     return ""
+
+
+def _problem_of_probe(embedding: Matrix, width: int) -> str:
+    if len(embedding) != 1:
+        return f"a probe is 1 embedding, found {len(embedding)}"
+    return _problem_of_part(embedding, width, 0)
 
 
 def _never() -> bool:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from minmo.model import merging
+from minmo.model import merging, probing
 from minmo.model.block_streaming import SAMPLE_RATE_HZ
 from minmo.model.input_projector import InputProjector
 from minmo.model.recognition_head import RecognitionHead
@@ -174,6 +174,18 @@ class Heard(NamedTuple):
         )
 
 
+class Probe(NamedTuple):
+    """How a step of a segment sounds (`minmo.model.probing`).
+
+    Attributes:
+        embedding: `[1, width]`, float32, on the CPU: what the LLM reads to be asked.
+        step: number of the step within the segment.
+    """
+
+    embedding: Tensor
+    step: int
+
+
 class Embedder(Protocol):
     """The speech embeddings of one segment, as its audio comes in."""
 
@@ -187,6 +199,9 @@ class Embedder(Protocol):
 
     def process(self, chunk: Samples) -> Heard:
         """Takes the next samples `[samples]`, gives the pieces that are over."""
+
+    def take_probes(self) -> list[Probe]:
+        """The probes of the steps that were completed since the last call."""
 
     def finish(self, samples: int) -> Heard:
         """Ends the segment at so many samples, at most those taken; gives the last pieces."""
@@ -202,10 +217,16 @@ class AlignedEmbedder:
         encoder: the voice encoder, adapted to the mask of its stream.
         projector: makes embeddings of its frames.
         head: tells the pieces in them, and mixes what the LLM reads.
+        probes: whether each step gets a probe.
     """
 
     def __init__(
-        self, encoder: VoiceEncoder, projector: InputProjector, head: RecognitionHead
+        self,
+        encoder: VoiceEncoder,
+        projector: InputProjector,
+        head: RecognitionHead,
+        *,
+        probes: bool = False,
     ) -> None:
         self._encoder, self._projector, self._head = encoder, projector, head
         self._schedule = Schedule.of(encoder, projector)
@@ -214,6 +235,12 @@ class AlignedEmbedder:
         self._encoder_state = encoder.initial_state(1, kind.device, kind.dtype)
         self._projector_state = projector.initial_state(1, kind.device, kind.dtype)
         self._merging = merging.initial_state(1, head.width, head.rows.device, head.rows.dtype)
+        self._probing: probing.ProbingState | None = None
+        if probes:
+            self._probing = probing.initial_state(
+                1, head.width, head.norm.weight.device, head.norm.weight.dtype
+            )
+        self._probes: list[Probe] = []
         self._waiting: Samples = np.zeros(0, np.float32)
         # Samples that the next block takes: the first one waits for its look-ahead too.
         self._missing = self._schedule.needed(1)
@@ -238,6 +265,11 @@ class AlignedEmbedder:
         self._waiting = np.concatenate((self._waiting, chunk))
         return self._listen()
 
+    def take_probes(self) -> list[Probe]:
+        """The probes of the steps that were completed since the last call; none after `finish`."""
+        taken, self._probes = self._probes, []
+        return taken
+
     @torch.inference_mode()
     def finish(self, samples: int) -> Heard:
         """Ends the segment, gives the pieces that waited.
@@ -251,6 +283,8 @@ class AlignedEmbedder:
             raise ValueError(
                 f"the segment holds {self.samples} samples, it cannot end at {samples}"
             )
+        # What follows is silence that nobody has heard.
+        self._probing = None
         schedule, end = self._schedule, self._schedule.padded(samples)
         computed = self.samples - len(self._waiting)
         kept = self._waiting[: max(0, samples - computed)]
@@ -277,9 +311,18 @@ class AlignedEmbedder:
             )
             embeddings = embeddings[:, : int(counts)]
             log_probabilities = self._head(embeddings)
+            if self._probing is not None:
+                self._probe(self._probing, embeddings)
             mixtures = self._head.mixtures(embeddings, log_probabilities)
             heard = heard.followed_by(self._merge(mixtures, log_probabilities, ending=False))
         return heard
+
+    def _probe(self, state: probing.ProbingState, embeddings: Tensor) -> None:
+        counts = torch.tensor([embeddings.shape[1]], device=embeddings.device)
+        made = probing.probe_step(self._head.norm(embeddings), counts, state)
+        for number in range(int(made.counts)):
+            embedding = made.embeddings[0, number : number + 1].float().cpu()
+            self._probes.append(Probe(embedding, int(made.steps[0, number])))
 
     def _merge(self, mixtures: Tensor, log_probabilities: Tensor, *, ending: bool) -> Heard:
         device = mixtures.device

@@ -39,16 +39,25 @@ class Prefill:
         position: length of the branch; 0 also creates it.
         parts: token ids `[positions]` or embeddings `[positions, width]`, in order.
         return_hidden_states: whether the answer carries the last hidden states.
+        return_embeddings: whether it carries the embeddings that were read.
+        return_last: positions whose it carries, at the end; 0 means all.
     """
 
     position: int
     parts: tuple[Tokens | Matrix, ...]
     return_hidden_states: bool = False
+    return_embeddings: bool = False
+    return_last: int = 0
 
     @property
     def count(self) -> int:
         """Positions in all."""
         return sum(len(part) for part in self.parts)
+
+    @property
+    def returned(self) -> int:
+        """Positions whose hidden states and embeddings are asked for, if any are."""
+        return min(self.count, self.return_last or self.count)
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,19 @@ class Generate:
     max_tokens: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     return_hidden_states: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Reads one embedding at the end of the branch without keeping it, and asks the predictor.
+
+    Attributes:
+        position: length of the branch, which stays as it is.
+        embedding: `[1, width]`, of `minmo.model.probing`.
+    """
+
+    position: int
+    embedding: Matrix
 
 
 @dataclass(frozen=True)
@@ -95,7 +117,7 @@ class Close:
     """Frees the branch, or the session where the branch is ""."""
 
 
-Action: TypeAlias = Prefill | Generate | Fork | Truncate | Cancel | Close
+Action: TypeAlias = Prefill | Generate | Probe | Fork | Truncate | Cancel | Close
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +151,7 @@ class Reason(Enum):
     BAD_CONTENT = "the content cannot be read"
     CANCELLED = "it was cancelled"
     BUSY = "too many operations wait"
+    NO_PREDICTOR = "no full-duplex predictor is loaded"
     INTERNAL = "the model failed"
 
 
@@ -151,6 +174,7 @@ class Prefilled:
         hidden_states: `[positions, width]` of the content, if asked for.
         turn: probabilities of assistant and user turn-taking, where a predictor is loaded.
         elapsed_ms: time since the operation was submitted.
+        embeddings: `[positions, width]` that were read there, if asked for.
     """
 
     position: int
@@ -158,6 +182,7 @@ class Prefilled:
     hidden_states: Matrix | None
     turn: tuple[float, float] | None
     elapsed_ms: float
+    embeddings: Matrix | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +219,21 @@ class Generated:
 
 
 @dataclass(frozen=True)
+class Probed:
+    """The predictor has answered.
+
+    Attributes:
+        position: length of the branch, as before.
+        turn: probabilities of assistant and user turn-taking.
+        elapsed_ms: time since the operation was submitted.
+    """
+
+    position: int
+    turn: tuple[float, float]
+    elapsed_ms: float
+
+
+@dataclass(frozen=True)
 class BranchChanged:
     """Fork, truncate, cancel or close were carried out; `position` is the branch's length."""
 
@@ -209,7 +249,7 @@ class Failed:
     position: int = 0
 
 
-Event: TypeAlias = Prefilled | TokenDrawn | Generated | BranchChanged | Failed
+Event: TypeAlias = Prefilled | TokenDrawn | Generated | Probed | BranchChanged | Failed
 OnEvent: TypeAlias = Callable[[Event], None]
 IsCancelled: TypeAlias = Callable[[], bool]
 

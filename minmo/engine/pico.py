@@ -66,6 +66,7 @@ class PicoVoice:
     sample_rate_hz = SAMPLE_RATE_HZ
     reads_hidden_states = False
     hidden_width = 0
+    max_query_positions = 0
 
     def __init__(self, processes: int = 1) -> None:
         self._warm_texts = processes

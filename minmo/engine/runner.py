@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minmo.engine.cache import ProbeState
 from minmo.engine.decoding import BatchedDecoder
-from minmo.engine.operations import Generate, Matrix, Reason
+from minmo.engine.operations import Generate, Matrix, Reason, Tokens
 from minmo.engine.row_counts import RowCounts
 from minmo.engine.sampling import Sampler, draw_rows
 from minmo.engine.scheduler import Drawing, Problem, Reading, Work
@@ -20,8 +21,8 @@ from minmo.model.llm import Llm, LlmCache, Segment
 log = logging.getLogger(__name__)
 
 TurnPredictor: TypeAlias = Callable[[Tensor], tuple[float, float]]
-"""Last hidden states `[positions, width]` of a branch to the probabilities, after the last one, of
-assistant turn-taking and of user turn-taking."""
+"""Last hidden states `[states, width]` of a branch, in the order in which they were made, to the
+probabilities, after the last one, of assistant turn-taking and of user turn-taking."""
 
 
 class Runner:
@@ -31,6 +32,7 @@ class Runner:
         model: the LLM.
         cache: its memory.
         max_rows: positions that one step may read.
+        history: hidden states that the predictor is given, the last ones.
         predictor: what says who should speak, if there is one.
         batched: whether the attention of all generations is computed at once, in recorded steps
             of fixed shapes. A GPU needs that; on a CPU one by one is faster, and then a
@@ -42,11 +44,13 @@ class Runner:
         model: Llm,
         cache: LlmCache,
         max_rows: int,
+        history: int,
         predictor: TurnPredictor | None = None,
         batched: bool = False,
     ) -> None:
         self._model = model
         self._cache = cache
+        self._history = history
         self._predictor = predictor
         self._samplers: dict[Work, Sampler] = {}
         self._decoder = BatchedDecoder(model, cache) if batched else None
@@ -66,11 +70,46 @@ class Runner:
         found: Matrix = states.to("cpu", torch.float32, copy=True).numpy()
         return found
 
-    def turn(self, slot: int, length: int) -> tuple[float, float] | None:
-        """What the predictor says after the first `length` positions, at least one."""
-        if self._predictor is None or length == 0:
+    def embeddings(self, parts: Sequence[Tokens | Matrix]) -> Matrix:
+        """What the model reads of tokens and embeddings, `[positions, width]` in float32."""
+        rows = [
+            np.asarray(part, dtype=np.float32)
+            if part.ndim > 1
+            else self._model.embed(torch.from_numpy(part).to(self._model.device))
+            .to("cpu", torch.float32)
+            .numpy()
+            for part in parts
+        ]
+        return np.concatenate([np.zeros((0, self._model.config.width), np.float32), *rows])
+
+    def probe_state(self, slot: int, position: int) -> ProbeState:
+        """What the model has made of a probe that it read at a position, a copy."""
+        return ProbeState(position, self._cache.hidden[slot, position].clone())
+
+    def turn(
+        self, slot: int, length: int, probes: Sequence[ProbeState]
+    ) -> tuple[float, float] | None:
+        """What the predictor says after the first `length` positions and the probes between."""
+        if self._predictor is None or length + len(probes) == 0:
             return None
-        return self._predictor(self._cache.hidden[slot, :length])
+        return self._predictor(self._states(slot, length, probes))
+
+    def _states(self, slot: int, length: int, probes: Sequence[ProbeState]) -> Tensor:
+        """`[states, width]`, at most as many as the predictor sees, in the order of their making.
+
+        A probe comes behind the positions that were there when it was read.
+        """
+        first = max(0, length - self._history)
+        kept = self._cache.hidden[slot]
+        parts, reached = [], first
+        for probe in probes:
+            if probe.position > reached:
+                parts.append(kept[reached : probe.position])
+                reached = probe.position
+            if probe.position >= first:
+                parts.append(probe.hidden[None])
+        parts.append(kept[reached:length])
+        return torch.cat(parts)[-self._history :]
 
     # --- a step
 

@@ -1,8 +1,8 @@
 """Decides what the model computes next, for whom, and what everybody is told. It touches no tensor.
 
 A step of the engine has two halves. In the first the model reads: every running generation its
-last token, and as many pieces of prefills as the budget allows. In the second, tokens are drawn
-for the generations that have none to read.
+last token, every probe, and as many pieces of prefills as the budget allows. In the second, tokens
+are drawn for the generations that have none to read.
 
 Prefills are read in pieces of a fixed size, counted from the operation's start: how a prefill is
 cut then doesn't depend on what else runs, and so neither do the last bits of its hidden states.
@@ -18,7 +18,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from minmo.engine.cache import Answer, Branch, Session, SessionTable
+from minmo.engine.cache import Answer, Branch, ProbeState, Session, SessionTable
 from minmo.engine.operations import (
     Action,
     BranchChanged,
@@ -36,6 +36,8 @@ from minmo.engine.operations import (
     Operation,
     Prefill,
     Prefilled,
+    Probe,
+    Probed,
     Reason,
     Sampling,
     TokenDrawn,
@@ -51,6 +53,7 @@ Lane: TypeAlias = tuple[str, str]
 _LAST_EVENT: Mapping[type[Action], type[Event]] = {
     Prefill: Prefilled,
     Generate: Generated,
+    Probe: Probed,
     Fork: BranchChanged,
     Truncate: BranchChanged,
     Cancel: BranchChanged,
@@ -67,8 +70,18 @@ class Memory(Protocol):
     def hidden_states(self, slot: int, start: int, count: int) -> Matrix:
         """Last hidden states `[count, width]` of a slot, a copy."""
 
-    def turn(self, slot: int, length: int) -> tuple[float, float] | None:
-        """Probabilities of assistant and user turn-taking after the first `length` positions."""
+    def embeddings(self, parts: Sequence[Tokens | Matrix]) -> Matrix:
+        """What the model reads of tokens and embeddings, `[positions, width]`."""
+
+    def probe_state(self, slot: int, position: int) -> ProbeState:
+        """What the model has made of a probe that it read at a position; the next one to be read
+        there takes its place."""
+
+    def turn(
+        self, slot: int, length: int, probes: Sequence[ProbeState]
+    ) -> tuple[float, float] | None:
+        """Probabilities of assistant and user turn-taking after the first `length` positions and
+        the probes that were read between them; None where there is no predictor."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,7 @@ class Limits:
         budget: positions of prefills that one step reads when nobody waits for tokens.
         shared_budget: the same when somebody does: it bounds how long a token can take.
         stop_tokens: which end the model's turn.
+        history: hidden states that the predictor sees; older probes are forgotten.
     """
 
     context: int
@@ -90,6 +104,7 @@ class Limits:
     budget: int
     shared_budget: int
     stop_tokens: frozenset[int]
+    history: int
 
 
 @dataclass(eq=False)
@@ -188,16 +203,17 @@ class Scheduler:
         self._changed: set[Lane] = set()
         self._generations: dict[Work, None] = {}
         self._prefills: dict[Work, None] = {}
+        self._probes: dict[Work, None] = {}
 
     @property
     def busy(self) -> bool:
         """Whether there is something to compute."""
-        return bool(self._generations or self._prefills)
+        return bool(self._generations or self._prefills or self._probes)
 
     @property
     def running(self) -> int:
         """Operations that run."""
-        return len(self._generations) + len(self._prefills)
+        return len(self._generations) + len(self._prefills) + len(self._probes)
 
     @property
     def waiting(self) -> int:
@@ -244,7 +260,7 @@ class Scheduler:
 
     def plan_readings(self) -> list[Reading]:
         """What the model reads in this step; first stops what was cancelled."""
-        for work in [*self._generations, *self._prefills]:
+        for work in [*self._generations, *self._prefills, *self._probes]:
             if work.is_gone():
                 self._stop(work)
         self._advance()
@@ -254,6 +270,10 @@ class Scheduler:
             if work.unread is not None
             for branch in (work.branch,)
         ]
+        # A branch has one operation at a time: these are no more rows than there are slots.
+        for work in self._probes:
+            branch, embedding = work.branch, _probe(work).embedding
+            readings.append(Reading(work, branch.slot, branch.length, (embedding,), 1))
         limits = self._limits
         budget = limits.shared_budget if self._generations else limits.budget
         read = {work: work.read for work in self._prefills}
@@ -295,6 +315,9 @@ class Scheduler:
                 work.branch.length += 1
                 work.unread = None
                 continue
+            if isinstance(work.operation.action, Probe):
+                self._finish_probe(work)
+                continue
             work.read += reading.count
             # Whoever was served goes to the end of the row.
             self._prefills[work] = self._prefills.pop(work)
@@ -310,12 +333,24 @@ class Scheduler:
             position=branch.length,
             part_positions=tuple(int(end) for end in ends),
             hidden_states=None,
-            turn=self._memory.turn(branch.slot, branch.length),
+            turn=self._memory.turn(branch.slot, branch.length, branch.probes),
             elapsed_ms=self._elapsed_ms(work),
         )
         answer = Answer((event,), branch, branch.cuts, start)
         work.session.remember(work.operation.operation_id, answer)
         self._answer(work, answer)
+
+    def _finish_probe(self, work: Work) -> None:
+        branch = work.branch
+        state = self._memory.probe_state(branch.slot, branch.length)
+        branch.probed(state, self._limits.history)
+        turn = self._memory.turn(branch.slot, branch.length, branch.probes)
+        if turn is None:
+            self._fail(work, Reason.NO_PREDICTOR, "there is no full-duplex predictor to ask")
+            return
+        event = Probed(branch.length, turn, self._elapsed_ms(work))
+        work.session.remember_probe(work.operation.operation_id, Answer((event,)))
+        self._finish(work, event)
 
     # --- the second half of a step: tokens are drawn
 
@@ -385,6 +420,8 @@ class Scheduler:
                 self._begin_prefill(work, prefill)
             case Generate(position):
                 self._begin_generate(work, position)
+            case Probe(position):
+                self._begin_probe(work, position)
             case Truncate(position):
                 if self._reaches(work, work.operation.branch, position):
                     work.branch.cut(position)
@@ -418,6 +455,17 @@ class Scheduler:
             return
         work.running = True
         self._generations[work] = None
+
+    def _begin_probe(self, work: Work, position: int) -> None:
+        if not self._is_at(work, position):
+            return
+        context = self._limits.context
+        if position == context:
+            message = f"the branch holds {context} positions, the limit: there is no room to read"
+            self._fail(work, Reason.CONTEXT_FULL, message)
+            return
+        work.running = True
+        self._probes[work] = None
 
     def _fork(self, work: Work, source: str, position: int) -> bool:
         session, name = work.session, work.operation.branch
@@ -492,7 +540,7 @@ class Scheduler:
             message = f"the operation's epoch is {operation.epoch}, the session's {session.epoch}"
             self._fail(work, Reason.STALE_EPOCH, message)
             return True
-        answer = session.answers.get(operation.operation_id)
+        answer = session.recall(operation.operation_id)
         if answer is None:
             return False
         if type(answer.events[-1]) is not _LAST_EVENT[type(operation.action)]:
@@ -515,10 +563,15 @@ class Scheduler:
                 _tell(work, replace(event, hidden_state=hidden))
             else:
                 _tell(work, event)
-        if found and isinstance(last, Prefilled):
-            count = last.position - answer.start
-            hidden = self._memory.hidden_states(found.slot, answer.start, count)
-            last = replace(last, hidden_states=hidden)
+        if isinstance(action, Prefill) and isinstance(last, Prefilled):
+            count = action.returned
+            if found:
+                start = last.position - count
+                hidden = self._memory.hidden_states(found.slot, start, count)
+                last = replace(last, hidden_states=hidden)
+            if action.return_embeddings:
+                read = self._memory.embeddings(_at_end(action.parts, count))
+                last = replace(last, embeddings=read)
         self._finish(work, last)
 
     def _stop_lane(self, lane: Lane) -> None:
@@ -552,6 +605,7 @@ class Scheduler:
     def _finish(self, work: Work, event: Event) -> None:
         self._generations.pop(work, None)
         self._prefills.pop(work, None)
+        self._probes.pop(work, None)
         lane = self._lanes.get(work.lane)
         if lane is not None and work in lane:
             lane.remove(work)
@@ -584,8 +638,22 @@ def _length(work: Work) -> int:
     return branch.length if branch else 0
 
 
+def _at_end(parts: Sequence[Tokens | Matrix], count: int) -> list[Tokens | Matrix]:
+    """The last `count` positions of a content."""
+    kept: list[Tokens | Matrix] = []
+    for part in reversed(parts):
+        kept.append(part[max(0, len(part) - count) :])
+        count -= len(kept[-1])
+    return kept[::-1]
+
+
 def _prefill(work: Work) -> Prefill:
     assert isinstance(work.operation.action, Prefill)
+    return work.operation.action
+
+
+def _probe(work: Work) -> Probe:
+    assert isinstance(work.operation.action, Probe)
     return work.operation.action
 
 

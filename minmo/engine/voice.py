@@ -135,6 +135,7 @@ class Voice(Protocol):
         sample_rate_hz: rate of the audio that it makes.
         reads_hidden_states: whether it needs the LLM's hidden states.
         hidden_width: width of those that it reads; 0 if it reads none.
+        max_query_positions: positions of a query that it reads at most; 0 if it reads none.
     """
 
     @property
@@ -145,6 +146,8 @@ class Voice(Protocol):
     def reads_hidden_states(self) -> bool: ...  # noqa: D102
     @property
     def hidden_width(self) -> int: ...  # noqa: D102
+    @property
+    def max_query_positions(self) -> int: ...  # noqa: D102
 
     def warm_up(self) -> None:
         """Loads what is needed for the first utterance to be as quick as the others."""

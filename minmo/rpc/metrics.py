@@ -38,10 +38,10 @@ Peer = Literal["orchestrator", "encoder", "llm", "voice_decoder", "triton", "red
 """Who is called."""
 OrchestratorCall = Literal["open", "request", "get_session", "transcribe"]
 EncoderCall = Literal["open", "frame", "transcript", "embeddings"]
-LlmCall = Literal["get_model", "prefill", "generate", "fork", "truncate", "close"]
+LlmCall = Literal["get_model", "prefill", "generate", "probe", "fork", "truncate", "close"]
 VoiceDecoderCall = Literal["open", "first_audio"]
 TritonCall = Literal[
-    "ready", "describe", "prefill", "generate", "fork", "truncate", "cancel", "close"
+    "ready", "describe", "prefill", "generate", "probe", "fork", "truncate", "cancel", "close"
 ]
 RedisCall = Literal[
     "probe",
@@ -105,6 +105,14 @@ Regret = Literal[
 no words came of a `stop`. `ignored_too_early`: a `stop` within a second after `back_channel`.
 `turn_without_words`: what was taken for a turn had no words.
 """
+ProbeFate = Literal["answered", "replaced", "failed"]
+"""What became of a probe of the full-duplex predictor.
+
+`answered`: in time. `replaced`: a later one came before it was asked. `failed`: it was refused, or
+not answered in time.
+"""
+DraftFate = Literal["used", "wasted"]
+"""What became of tokens that were made before it was known whether the user's turn had ended."""
 SessionState = Literal["idle", "listening", "thinking", "speaking"]
 """`idle`: nobody speaks. `listening`: the user does. `thinking`: an answer is under way that
 nothing was heard of. `speaking`: the assistant speaks, or what it said is being played."""
@@ -337,6 +345,20 @@ TURN_DECISIONS = _counter(
     "back_channel.",
     "orchestrator",
     labels={"decision": get_args(Decision)},
+)
+PROBES = _counter(
+    "minmo_probes_total",
+    "Probes of the full-duplex predictor: answered in time, replaced by a later one before they "
+    "were asked, or failed.",
+    "orchestrator",
+    labels={"outcome": get_args(ProbeFate)},
+)
+DRAFTED_TOKENS = _counter(
+    "minmo_drafted_tokens_total",
+    "Tokens that were made before it was known whether the user's turn had ended: used in the "
+    "answer, or wasted.",
+    "orchestrator",
+    labels={"outcome": get_args(DraftFate)},
 )
 TURN_REGRETS = _counter(
     "minmo_turn_regrets_total",
@@ -587,7 +609,7 @@ TRITON_ENGINE = _histogram(
     "minmo_triton_engine_duration_seconds",
     "Time of an operation inside Triton, from its receipt to its end, as its last answer says.",
     "llm",
-    labels={"operation": ("prefill", "generate")},
+    labels={"operation": ("prefill", "generate", "probe")},
     buckets=_MODEL,
 )
 TOKEN_INTERVAL = _histogram(
@@ -603,7 +625,7 @@ OPERATION_ERRORS = _counter(
     labels={
         "reason": (
             *("BAD_CONTENT", "BUSY", "CACHE_LOST", "CANCELLED", "CONTEXT_FULL", "INTERNAL"),
-            *("NO_SLOT", "STALE_EPOCH", "UPSTREAM", "WRONG_POSITION"),
+            *("NO_PREDICTOR", "NO_SLOT", "STALE_EPOCH", "UPSTREAM", "WRONG_POSITION"),
         )
     },
 )
@@ -633,6 +655,12 @@ LLM_STEP_SEQUENCES = _figure(
 )
 LLM_TOKENS = _figure(
     "counter", "minmo_llm_tokens_total", "Tokens that the LLM generated.", "triton"
+)
+LLM_PROBES = _figure(
+    "counter",
+    "minmo_llm_probes_total",
+    "Probes that the full-duplex predictor answered.",
+    "triton",
 )
 LLM_PREFILL_POSITIONS = _figure(
     "counter",
@@ -739,6 +767,16 @@ def count_decision(decision: Decision) -> None:
 def count_regret(regret: Regret) -> None:
     """Records a decision that turned out to be wrong."""
     TURN_REGRETS.labels(regret).inc()
+
+
+def count_probe(outcome: ProbeFate, count: int = 1) -> None:
+    """Counts what became of probes."""
+    PROBES.labels(outcome).inc(count)
+
+
+def count_drafted(outcome: DraftFate, tokens: int) -> None:
+    """Counts what became of tokens that were made ahead."""
+    DRAFTED_TOKENS.labels(outcome).inc(tokens)
 
 
 def count_spans(outcome: SpanFate, count: int) -> None:

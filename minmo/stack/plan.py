@@ -82,8 +82,7 @@ class Plan:
         self._plan_redis()
         preload = "embeddings" if self.mode == "aligned" else "words"
         self._plan_service("encoder", ["--preset", self._preset, "--preload", preload])
-        sends = [] if self.mode == "aligned" else ["--no-hidden-states"]
-        self._plan_service("voice_decoder", ["--preset", self._preset, *sends])
+        self._plan_service("voice_decoder", ["--preset", self._preset])
         self._plan_llm()
         self._plan_orchestrator()
         if self.web is not None:

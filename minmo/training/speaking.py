@@ -33,6 +33,7 @@ from minmo.training.filling import fill
 from minmo.training.free_speech import speak_freely
 from minmo.training.means import WeightedMeans
 from minmo.training.mel_data import open_tokens
+from minmo.training.named_by import NAMED_BY, NamedBy, named_by
 from minmo.training.shar import Clip
 from minmo.training.speech_tokens import Tokens
 from minmo.training.stage import Stage, Trainee, Weights
@@ -113,6 +114,7 @@ class SpeakingStage(Stage):
         """Builds the modules and brings the LLM; see `Stage.build`."""
         options, preset = _options(config), load_preset(config.preset)
         tokens = open_tokens(config)
+        named = NamedBy.going_on(weights, tokens.tokenizer_sha256)
         folder = weights_folder(config.preset, "llm")
         try:
             chat = ChatFormat.from_folder(folder)
@@ -124,12 +126,14 @@ class SpeakingStage(Stage):
         if "output_projector" not in weights:
             _balance(cast(OutputProjector, modules["output_projector"]), llm)
         forcing = TeacherForcing(llm, options.remember_mb)
-        return SpeakingTrainee(modules, forcing, chat, tokens, options)
+        return SpeakingTrainee(modules, forcing, chat, tokens, options, named)
 
     def export(self, config: TrainingConfig, weights: Weights, folder: Path | None) -> Path:
         """Writes both modules into the voice set; see `Stage.export`."""
         preset = load_preset(config.preset)
-        return write_spoken(preset, _modules(preset, weights), folder)
+        return write_spoken(
+            preset, _modules(preset, weights), folder, tokenizer_sha256=named_by(weights)
+        )
 
 
 class _Utterance(NamedTuple):
@@ -155,6 +159,7 @@ class SpeakingTrainee(Trainee):
         chat: its format.
         tokens: speech tokens of each clip, by its id.
         options: of the stage.
+        named: by whom they were.
     """
 
     best = "cross_entropy"
@@ -167,8 +172,10 @@ class SpeakingTrainee(Trainee):
         chat: ChatFormat,
         tokens: Mapping[str, Tokens],
         options: SpeakingOptions,
+        named: NamedBy,
     ) -> None:
         super().__init__()
+        self.named_by = named
         self.projector = cast(OutputProjector, modules["output_projector"])
         self.lm = cast(VoiceTokenLm, modules["voice_token_lm"])
         self.forcing = forcing
@@ -178,8 +185,9 @@ class SpeakingTrainee(Trainee):
             self.register_buffer("spellings", spellings, persistent=False)
 
     def kept(self) -> Mapping[str, nn.Module]:
-        """Both modules."""
-        return dict(zip(MODULES, (self.projector, self.lm), strict=True))
+        """Both modules, and whose tokens they have learned."""
+        both = dict(zip(MODULES, (self.projector, self.lm), strict=True))
+        return both | {NAMED_BY: self.named_by}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy with label smoothing, and how often the target is the likeliest class."""

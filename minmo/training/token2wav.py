@@ -28,6 +28,7 @@ from minmo.training.config import TrainingConfig
 from minmo.training.filling import fill
 from minmo.training.means import WeightedMeans
 from minmo.training.mel_data import check_mel_data, clip_mels, open_tokens, whole_tokens
+from minmo.training.named_by import NAMED_BY, NamedBy, named_by
 from minmo.training.speaker_table import SpeakerTable
 from minmo.training.speech_tokens import Tokens
 from minmo.training.stage import Stage, Trainee, Weights
@@ -74,7 +75,9 @@ class Token2WavStage(Stage):
         flow, options = _flow(config, weights), _options(config)
         clips = [clip for source in sources for clip in source.clips]
         table = SpeakerTable.for_clips(clips, weights.get(SPEAKERS), flow.config.speaker_width)
-        return Token2WavTrainee(flow, table, open_tokens(config), options)
+        tokens = open_tokens(config)
+        named = NamedBy.going_on(weights, tokens.tokenizer_sha256)
+        return Token2WavTrainee(flow, table, tokens, options, named)
 
     def export(self, config: TrainingConfig, weights: Weights, folder: Path | None) -> Path:
         """Writes the flow and its default speaker into the voice set; see `Stage.export`."""
@@ -82,7 +85,9 @@ class Token2WavStage(Stage):
         table = SpeakerTable.from_state(weights[SPEAKERS], flow.config.speaker_width)
         speaker = table.speaker(_options(config).speaker)
         preset = load_preset(config.preset)
-        return write_spoken(preset, {FLOW: flow}, folder=folder, speakers=(speaker,))
+        return write_spoken(
+            preset, {FLOW: flow}, folder, (speaker,), tokenizer_sha256=named_by(weights)
+        )
 
 
 class TokenExamples(NamedTuple):
@@ -121,6 +126,7 @@ class Token2WavTrainee(Trainee):
         speakers: of the clips.
         tokens: speech tokens of the clips, by their ids.
         options: of the stage.
+        named: by whom they were.
     """
 
     best = "mel"
@@ -131,16 +137,18 @@ class Token2WavTrainee(Trainee):
         speakers: SpeakerTable,
         tokens: Mapping[str, Tokens],
         options: Token2WavOptions,
+        named: NamedBy,
     ) -> None:
         super().__init__()
+        self.named_by = named
         self.flow, self.speakers = flow, speakers
         self.features = VocoderMel(flow.config.mel_bins)
         self._tokens, self._options = tokens, options
         self._bands = ClipBands(options.band_limits)
 
     def kept(self) -> Mapping[str, nn.Module]:
-        """The flow and the table of speakers."""
-        return {FLOW: self.flow, SPEAKERS: self.speakers}
+        """The flow, the table of speakers, and whose tokens they have learned."""
+        return {FLOW: self.flow, SPEAKERS: self.speakers, NAMED_BY: self.named_by}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The flow's loss; see `Trainee.losses`."""

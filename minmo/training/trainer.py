@@ -416,8 +416,11 @@ def _threads(config: TrainingConfig) -> Iterator[None]:
 def _accelerator(config: TrainingConfig) -> Any:
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
     except ImportError as error:
         raise TrainingError("training needs accelerate: pip install 'minmo[train]'") from error
+    # It is the process's, and its precision that of the first run: a voice has several, one by one.
+    AcceleratorState._reset_state()
     parallel = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     return Accelerator(
         mixed_precision=_PRECISIONS[config.precision],

@@ -29,6 +29,8 @@ from minmo.engine.operations import (
     Operation,
     Prefill,
     Prefilled,
+    Probe,
+    Probed,
     Reason,
     Sampling,
     TokenDrawn,
@@ -50,6 +52,7 @@ _CODES: Final = {
     Reason.NO_SLOT: 8,
     Reason.BUSY: 8,
     Reason.BAD_CONTENT: 3,  # INVALID_ARGUMENT
+    Reason.NO_PREDICTOR: 9,
     Reason.CANCELLED: 1,  # CANCELLED
     Reason.INTERNAL: 13,  # INTERNAL
 }
@@ -81,9 +84,24 @@ def _action_of(request: llm_pb2.RunRequest) -> Action:
         case "prefill":
             prefill = request.prefill
             parts = tuple(_part_of(index, part) for index, part in enumerate(prefill.parts))
-            return Prefill(prefill.position, parts, prefill.return_hidden_states)
+            return Prefill(
+                prefill.position,
+                parts,
+                prefill.return_hidden_states,
+                prefill.return_embeddings,
+                prefill.return_last,
+            )
         case "generate":
             return _generate_of(request.generate)
+        case "probe":
+            embedding = matrix_of("probe.embedding", request.probe.embedding)
+            return Probe(request.probe.position, embedding)
+    return _branch_action_of(request)
+
+
+def _branch_action_of(request: llm_pb2.RunRequest) -> Action:
+    """What computes nothing."""
+    match request.WhichOneof("operation"):
         case "fork":
             return Fork(request.fork.source, request.fork.position)
         case "truncate":
@@ -92,7 +110,9 @@ def _action_of(request: llm_pb2.RunRequest) -> Action:
             return Cancel(request.cancel.operation_id)
         case "close":
             return Close()
-    raise ValueError("no operation is set; set prefill, generate, fork, truncate, cancel or close")
+    raise ValueError(
+        "no operation is set; set prefill, generate, probe, fork, truncate, cancel or close"
+    )
 
 
 def _generate_of(generate: llm_pb2.Generate) -> Generate:
@@ -152,6 +172,10 @@ def response_of(request: llm_pb2.RunRequest, event: Event, replica: str) -> llm_
             done = response.generate_done
             done.reason = _FINISH_REASONS[reason]
             done.token_count, done.position, done.elapsed_ms = count, position, elapsed_ms
+        case Probed(position, turn, elapsed_ms):
+            response.probe_done.position = position
+            response.probe_done.turn.assistant_turn, response.probe_done.turn.user_turn = turn
+            response.probe_done.elapsed_ms = elapsed_ms
         case BranchChanged(position):
             response.branch_done.position = position
         case Failed(why, message, position):
@@ -165,8 +189,12 @@ def _fill_prefill_done(done: llm_pb2.PrefillDone, event: Prefilled) -> None:
     done.position = event.position
     done.part_positions.extend(event.part_positions)
     done.elapsed_ms = event.elapsed_ms
-    if event.hidden_states is not None:
-        done.hidden_states.rows, done.hidden_states.columns = event.hidden_states.shape
-        done.hidden_states.data = event.hidden_states.astype("<f4", copy=False).tobytes()
+    for field, matrix in (
+        (done.hidden_states, event.hidden_states),
+        (done.embeddings, event.embeddings),
+    ):
+        if matrix is not None:
+            field.rows, field.columns = matrix.shape
+            field.data = matrix.astype("<f4", copy=False).tobytes()
     if event.turn is not None:
         done.turn.assistant_turn, done.turn.user_turn = event.turn

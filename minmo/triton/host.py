@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from minmo.engine.engine import Engine, EngineOptions
 from minmo.engine.prompt import TEXT_END, TURN_END
-from minmo.engine.runner import TurnPredictor
 from minmo.engine.threads import apart
 from minmo.model.duplex_predictor import DuplexPredictor
 from minmo.model.llm import Llm, LlmConfig
+from minmo.model.operating_points import OperatingPoint, from_metadata
 from minmo.settings import LlmModelSettings
 from minmo.v1 import llm_pb2
-from minmo.weights.errors import AbsentWeightsError
+from minmo.weights.errors import AbsentWeightsError, WeightsError
 from minmo.weights.load import load_state_dict, read_config, weights_folder
 from minmo.weights.modules import load_module
+from minmo.weights.writing import FILE
+
+log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,6 +42,7 @@ def build_engine(settings: LlmModelSettings) -> Engine:
     torch.set_num_threads(settings.threads)
     folder = weights_folder(settings.preset, "llm")
     model = apart(partial(load_model, folder, settings.dtype))
+    predictor = _predictor(settings)
     options = EngineOptions(
         stop_tokens=_stop_tokens(folder),
         slots=settings.slots,
@@ -44,17 +51,39 @@ def build_engine(settings: LlmModelSettings) -> Engine:
         max_pending=settings.max_pending,
         idle_seconds=settings.idle_seconds,
     )
-    return Engine(model, options, _predictor(settings))
+    if predictor is None:
+        return Engine(model, options)
+    options = replace(options, history=predictor.config.left_context + 1)
+    return Engine(model, options, predictor.probabilities)
 
 
-def _predictor(settings: LlmModelSettings) -> TurnPredictor | None:
-    """The full-duplex predictor, where it has been trained."""
+def _predictor(settings: LlmModelSettings) -> DuplexPredictor | None:
+    """The full-duplex predictor, where it has been trained, and with what is here."""
     _, device = compute_kind(settings.dtype)
     try:
         module = load_module(settings.preset, "duplex_predictor", device=device)
     except AbsentWeightsError:
         return None
-    return cast("DuplexPredictor", module).probabilities
+    except WeightsError as error:
+        # A conversation without one is better than none.
+        log.warning("there is no full-duplex predictor, voice activity decides: %s", error)
+        return None
+    return cast("DuplexPredictor", module)
+
+
+def _operating_points(preset: str) -> tuple[OperatingPoint, ...]:
+    """The thresholds of the preset's predictor.
+
+    Raises:
+        WeightsError: its file has some that make no sense.
+    """
+    path = weights_folder(preset, "duplex_predictor") / FILE
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    try:
+        return from_metadata(metadata)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}; train and export the predictor again") from error
 
 
 def compute_kind(dtype: str = "auto") -> tuple[torch.dtype, str]:
@@ -85,6 +114,11 @@ def description_of(engine: Engine, preset: str) -> llm_pb2.GetModelResponse:
         context_length=engine.options.context,
         slots=engine.options.slots,
         dtype=str(engine.dtype).removeprefix("torch."),
+        operating_points=[
+            llm_pb2.OperatingPoint(**asdict(point)) for point in _operating_points(preset)
+        ]
+        if engine.predicts
+        else [],
     )
 
 

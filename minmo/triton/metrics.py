@@ -21,6 +21,7 @@ _COUNTERS = {
     "sequences": metrics.LLM_STEP_SEQUENCES,
     "tokens": metrics.LLM_TOKENS,
     "positions": metrics.LLM_PREFILL_POSITIONS,
+    "probes": metrics.LLM_PROBES,
 }
 
 

@@ -26,6 +26,8 @@ from minmo.presets import (
     with_text_table,
 )
 from minmo.weights import home
+from minmo.weights.aligned import ALIGNED_MODULES, aligned_folder
+from minmo.weights.duplex import DUPLEX_MODULE
 from minmo.weights.errors import AbsentWeightsError, WeightsError
 from minmo.weights.fitting import differences
 from minmo.weights.folder import Source, file_stamp, prepared, read_manifest
@@ -169,6 +171,7 @@ def write_module(
     sources: Iterable[Source] = (),
     folder: Path | None = None,
     dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a trained module; its folder appears whole or not at all.
 
@@ -182,6 +185,7 @@ def write_module(
         folder: where to write; None for where `load_module` finds it, unless what is there came
             from a package or belongs to other modules too.
         dtype: to store floating-point weights in; None for what they are.
+        metadata: what else the file's header gets, such as a predictor's thresholds.
 
     Returns:
         The folder.
@@ -214,7 +218,7 @@ def write_module(
         alone(NoProgress()),
         prepared(folder, name, _CONVERTER_VERSION, "training", tuple(sources), hashes) as new,
     ):
-        write_safetensors(new / FILE, state, record(trained_against))
+        write_safetensors(new / FILE, state, {**(metadata or {}), **record(trained_against)})
         (new / "config.json").write_text(json.dumps(content, indent=2) + "\n")
     return folder
 
@@ -258,7 +262,7 @@ def check_trained_against(
             absent.append(other)
             continue
         try:
-            where = _in_set(preset, other, folder) or weights_folder(preset, other)
+            where = _partner(preset, name, other, folder)
             found = module_sha256(preset, other, where)
         except AbsentWeightsError:
             absent.append(other)
@@ -279,6 +283,14 @@ def check_trained_against(
 
 def _loaded(preset: str | os.PathLike[str] | Preset) -> Preset:
     return preset if isinstance(preset, Preset) else load_preset(os.fspath(preset))
+
+
+def _partner(preset: Preset, name: str, other: str, folder: Path) -> Path:
+    """Where the module lies that a module in a folder has to work with."""
+    if name == DUPLEX_MODULE and other in ALIGNED_MODULES:
+        # It decides on what the LLM makes of speech: those modules are never the pretrained ones.
+        return aligned_folder(preset, other)
+    return _in_set(preset, other, folder) or weights_folder(preset, other)
 
 
 def _in_set(preset: Preset, other: str, folder: Path) -> Path | None:

@@ -123,6 +123,7 @@ def write_spoken(
     *,
     sources: Iterable[Source] = (),
     notes: Mapping[str, str] | None = None,
+    tokenizer_sha256: str | None = None,
 ) -> Path:
     """Writes modules of a voice set, float16; the others of the set stay as they are.
 
@@ -138,14 +139,16 @@ def write_spoken(
             replace those of an older one.
         sources: what the modules were trained on, for the manifests.
         notes: for the headers of the speakers' files: licence, source.
+        tokenizer_sha256: hash of the speech tokenizer whose tokens the modules were trained with;
+            None where it is the one that is here.
 
     Returns:
         The folder of the set.
 
     Raises:
         WeightsError: a module has no place in the set or does not fit the preset, a speaker does
-            not fit the flow matching, what a module was trained against is not here, or the
-            folder cannot be written.
+            not fit the flow matching, what a module was trained against is not here, or another
+            is, or the folder cannot be written.
     """
     import torch
 
@@ -169,6 +172,7 @@ def write_spoken(
                 other: module_sha256(preset, other, _in(new, other))
                 for other in _AGAINST.get(name, ())
             }
+            _check_tokenizer(name, against.get(TOKENIZER), tokenizer_sha256)
             write_module(
                 preset,
                 name,
@@ -199,6 +203,16 @@ def _check(preset: Preset, modules: Mapping[str, nn.Module], speakers: list[Spea
                 f"the embedding of speaker {speaker.name!r} is {shape}; preset {preset.name!r} has "
                 f"{width}"
             )
+
+
+def _check_tokenizer(name: str, here: str | None, learned: str | None) -> None:
+    """Refuses a module that knows the tokens of another speech tokenizer than the one here."""
+    if None not in (here, learned) and here != learned:
+        raise WeightsError(
+            f"{name} was trained with the tokens of the speech tokenizer of sha256 {learned}, and "
+            f"the one that is here is {here}: bring that one back (`minmo train export` of the run "
+            "that made it), or name the tokens anew (`minmo data tokens`) and train again"
+        )
 
 
 def _write_speakers(

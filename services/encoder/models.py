@@ -56,9 +56,9 @@ class Aligned:
         self.to_text = _tokenizer(weights_folder(preset, "llm"))
         """What pieces of the LLM's vocabulary spell."""
 
-    def embedder(self) -> Embedder:
-        """A new segment's embedder."""
-        return AlignedEmbedder(self._encoder, self._projector, self._head)
+    def embedder(self, *, probes: bool) -> Embedder:
+        """A new segment's embedder, and whether it gives probes."""
+        return AlignedEmbedder(self._encoder, self._projector, self._head, probes=probes)
 
 
 class ListeningModels:
@@ -130,9 +130,9 @@ class ListeningModels:
         """Speech embeddings."""
         return Aligned(self._preset)
 
-    def embedder(self) -> Embedder:
-        """A new segment's embedder."""
-        return self.aligned.embedder()
+    def embedder(self, *, probes: bool = False) -> Embedder:
+        """A new segment's embedder, and whether it gives probes."""
+        return self.aligned.embedder(probes=probes)
 
     def text_of(self, pieces: Sequence[int]) -> str:
         """What pieces of the LLM's vocabulary spell."""
@@ -147,7 +147,7 @@ class ListeningModels:
         if "recogniser" in loaded:
             self.recogniser.transcribe(samples)
         if "aligned" in loaded:
-            embedder = self.embedder()
+            embedder = self.embedder(probes=True)
             embedder.process(samples)
             embedder.finish(embedder.samples)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from minmo.audio.pcm import Samples
-from minmo.engine.listening import Embedder, Heard, Schedule
+from minmo.engine.listening import Embedder, Heard, Probe, Schedule
+from minmo.model.probing import STEP_EMBEDDINGS
 from minmo.rpc import tracing
 from minmo.v1 import common_pb2, encoder_pb2
 
@@ -25,12 +27,14 @@ class Made:
         first: number of the first of them.
         text: what they and all before them spell.
         settled: samples of the segment in which there are no others.
+        probes: of the steps that were completed, in order.
     """
 
     heard: Heard
     first: int
     text: str
     settled: int
+    probes: list[Probe]
 
 
 class Segment:
@@ -115,27 +119,44 @@ class Segment:
                 heard = heard.followed_by(last)
             first = len(self._tokens)
             self._tokens += heard.tokens
-            return Made(heard, first, self._to_text(self._tokens), self._embedder.settled)
+            text, settled = self._to_text(self._tokens), self._embedder.settled
+            return Made(heard, first, text, settled, self._embedder.take_probes())
 
         return job
 
-    def answer(self, made: Made, *, final: bool) -> encoder_pb2.EncodeResponse:
-        """The message that carries what the next job made."""
-        rows, columns = made.heard.embeddings.shape
+    def answers(self, made: Made, *, final: bool) -> Iterator[encoder_pb2.EncodeResponse]:
+        """The messages that carry what the next job made: its pieces, then its probes.
+
+        What is known to have ended needs no probes any more.
+        """
+        yield self._embeddings(made, final=final)
+        for probe in made.probes if self._end is None else ():
+            yield encoder_pb2.EncodeResponse(
+                probe=encoder_pb2.SegmentProbe(
+                    segment_id=self.segment_id,
+                    step=probe.step,
+                    end_sample=self.start
+                    + (probe.step + 1) * STEP_EMBEDDINGS * self._schedule.unit,
+                    embedding=_matrix(probe.embedding),
+                )
+            )
+
+    def _embeddings(self, made: Made, *, final: bool) -> encoder_pb2.EncodeResponse:
         # A segment may end before what was listened to until its end was known.
         end = self.start + made.settled if not final or self._end is None else self._end
         return encoder_pb2.EncodeResponse(
             embeddings=encoder_pb2.SegmentEmbeddings(
                 segment_id=self.segment_id,
                 first_index=made.first,
-                embeddings=common_pb2.FloatMatrix(
-                    data=made.heard.embeddings.numpy().astype("<f4", copy=False).tobytes(),
-                    rows=rows,
-                    columns=columns,
-                ),
+                embeddings=_matrix(made.heard.embeddings),
                 end_sample=end,
                 final=final,
                 pieces=made.heard.tokens,
                 text=made.text,
             )
         )
+
+
+def _matrix(rows: Tensor) -> common_pb2.FloatMatrix:
+    data = rows.numpy().astype("<f4", copy=False).tobytes()
+    return common_pb2.FloatMatrix(data=data, rows=rows.shape[0], columns=rows.shape[1])

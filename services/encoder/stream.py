@@ -319,8 +319,9 @@ class EncodeStream:
         start = request.start_sample
         _check_held(intake, "start_embedding.start_sample", start)
         _check_sent(intake, "start_embedding.start_sample", start)
+        embedder = partial(models.embedder, probes=request.probes)
         self._segment = Segment(
-            request.segment_id, start, models.embedder, models.schedule, models.text_of
+            request.segment_id, start, embedder, models.schedule, models.text_of
         )
         self._segment.trace = tracing.begin("embed", parent=request.traceparent, kind="server")
         self._extend(self._segment, intake, intake.end)
@@ -378,7 +379,8 @@ class EncodeStream:
             if samples:
                 _observe_real_time_factor(seconds, samples)
             segment.compute_seconds += seconds
-            await self._answers.put(segment.answer(made, final=segment.is_complete))
+            for answer in segment.answers(made, final=segment.is_complete):
+                await self._answers.put(answer)
             if segment.is_complete:
                 segment.trace.set(compute_ms=1000 * segment.compute_seconds)
                 segment.trace.end()

@@ -57,10 +57,12 @@ class _Running:
             self.trace.event("first_answer", now)
         elif response.HasField("token"):
             metrics.TOKEN_INTERVAL.observe(now - before)
-        for done in ("prefill_done", "generate_done"):
+        for done in ("prefill_done", "generate_done", "probe_done"):
             if response.HasField(done):
                 seconds = getattr(response, done).elapsed_ms / 1000
                 metrics.TRITON_ENGINE.labels(operation).observe(seconds)
+                if operation == "probe":
+                    continue
                 # No span can be made inside Triton's model; its last answer says how long it took.
                 engine = tracing.begin(
                     f"triton.{operation}", parent=self.trace, began=now - seconds
@@ -184,7 +186,9 @@ class CallerStream:
             link.heard = asyncio.get_running_loop().time()
         number, self._next_number = self._next_number, self._next_number + 1
         operation = request.WhichOneof("operation")
-        trace = tracing.begin(str(operation), parent=request.traceparent, kind="server")
+        trace = tracing.NONE
+        if operation != "probe":  # there are seven a second
+            trace = tracing.begin(str(operation), parent=request.traceparent, kind="server")
         text = TextStream(self._chat)
         link.running[number] = _Running(request, text, time.monotonic(), trace)
         self._running += 1
@@ -230,6 +234,8 @@ class CallerStream:
             response.token.text = running.text.add(response.token.id)
             await self._responses.put(response)
         else:
+            if response.HasField("prefill_done") and running.request.prefill.return_tokens:
+                response.prefill_done.tokens.extend(self._reader.pieces(running.request))
             await self._responses.put(response)
             self._end(link, number)
 

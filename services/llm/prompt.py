@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from minmo.engine.prompt import ChatFormat, Role
+from minmo.engine.prompt import ChatFormat, Role, TextStream
 from minmo.triton import codec
 from minmo.v1 import common_pb2, llm_pb2
 
@@ -50,8 +51,17 @@ class PromptReader:
         if request.WhichOneof("operation") == "prefill":
             request = self._tokenised(request)
             self._check_response_size(request.prefill)
+        if request.WhichOneof("operation") == "probe":
+            self._check_probe(request.probe)
         codec.operation_of(request)
         return request
+
+    def pieces(self, request: llm_pb2.RunRequest) -> Iterator[llm_pb2.TextPiece]:
+        """The tokens of a prefill's parts that are text, in order, with their text."""
+        written = TextStream(self.chat)
+        for part in request.prefill.parts:
+            for token in self.chat.text(part.text):
+                yield llm_pb2.TextPiece(id=token, text=written.add(token))
 
     def _check_names(self, request: llm_pb2.RunRequest) -> None:
         may_be_empty = request.WhichOneof("operation") in ("cancel", "close")
@@ -79,6 +89,8 @@ class PromptReader:
         )
         made.prefill.position = prefill.position
         made.prefill.return_hidden_states = prefill.return_hidden_states
+        made.prefill.return_embeddings = prefill.return_embeddings
+        made.prefill.return_last = min(prefill.return_last, self._returned_limit(prefill))
         for index, part in enumerate(prefill.parts):
             field = f"parts[{index}]"
             if part.WhichOneof("part") == "embeddings":
@@ -112,6 +124,11 @@ class PromptReader:
             )
         return self.chat.text(text)
 
+    def _check_probe(self, probe: llm_pb2.Probe) -> None:
+        if probe.embedding.rows != 1:
+            raise ValueError(f"probe.embedding has {probe.embedding.rows} rows; it must have 1")
+        self._check_embeddings("probe.embedding", probe.embedding)
+
     def _check_embeddings(self, field: str, embeddings: common_pb2.FloatMatrix) -> None:
         matrix = codec.matrix_of(field, embeddings)
         if embeddings.columns != self.width:
@@ -123,12 +140,18 @@ class PromptReader:
             raise ValueError(f"{field} has NaN or infinity in row {row}; send finite numbers")
 
     def _check_response_size(self, prefill: llm_pb2.Prefill) -> None:
-        if not prefill.return_hidden_states:
+        if prefill.return_last or not (prefill.return_hidden_states or prefill.return_embeddings):
             return
         rows = sum(len(part.tokens.ids) + part.embeddings.rows for part in prefill.parts)
-        limit = (self.max_message_bytes - _RESPONSE_OVERHEAD_BYTES) // (4 * self.width)
+        limit = self._returned_limit(prefill)
         if rows > limit:
             raise ValueError(
                 f"the hidden states of {rows} positions do not fit a message; ask for those of at "
                 f"most {limit} at a time"
             )
+
+    def _returned_limit(self, prefill: llm_pb2.Prefill) -> int:
+        """Positions whose hidden states and embeddings fit a response."""
+        matrices = max(1, prefill.return_hidden_states + prefill.return_embeddings)
+        room = self.max_message_bytes - _RESPONSE_OVERHEAD_BYTES
+        return max(1, room // (4 * self.width * matrices))

@@ -19,8 +19,10 @@ from minmo.v1.conversation_pb2 import TurnEventKind
 from services.orchestrator import history, items, tool_format, traces
 from services.orchestrator.branches import Branches
 from services.orchestrator.decisions import regret_wordless
+from services.orchestrator.drafting import Drafting
 from services.orchestrator.manner import FULL, Manner, Wishes
 from services.orchestrator.mind import Context
+from services.orchestrator.query import NOTHING, Query
 from services.orchestrator.record import Record, heard_so_far
 from services.orchestrator.responses import Responses
 from services.orchestrator.store import StoredTurn
@@ -136,7 +138,9 @@ class Answering:
         self._expected: int | None = None
         self._preparing = asyncio.Lock()
         self._latest: Utterance | None = None
+        self._instructed: tuple[tuple[str, str], Query] | None = None
         self._concluded: dict[str, Answer] = {}
+        self._drafting = Drafting(branches)
         self.current: Answer | None = None
         """The answer that is under way."""
         self.unheard: Answer | None = None
@@ -312,7 +316,7 @@ class Answering:
                 context.add(
                     [
                         items.role_start(common_pb2.ROLE_USER),
-                        items.text(words),
+                        items.text(words, asked=True),
                         items.turn_end(),
                         items.role_start(common_pb2.ROLE_ASSISTANT),
                     ]
@@ -333,8 +337,21 @@ class Answering:
         self._expected = self._put_answer_start()
         return True
 
+    def draft(self) -> None:
+        """Begins an answer that nobody hears yet, in the hope that the user's turn has ended."""
+        manner = self.manner
+        room = manner.context_length - self._branches.main.size - 2 * _MARGIN
+        forced = manner.tool_choice.forces and manner.tools
+        if self.current is None and room > 0 and not forced:
+            self._drafting.begin(manner, min(manner.max_tokens, room))
+
+    def drop_draft(self) -> None:
+        """Drops the answer that was begun: the user goes on, or nobody will ask for it."""
+        self._drafting.drop()
+
     async def speech_goes_on(self) -> None:
         """Takes the start of an answer back: there is more of the user's speech."""
+        self.drop_draft()
         if self._expected is not None:
             end_of_speech, self._expected = self._expected, None
             await self._branches.main.rewind(end_of_speech)
@@ -348,6 +365,7 @@ class Answering:
 
     async def forget(self, spoken: UserTurn) -> None:
         """Makes the LLM forget what it has read of a turn."""
+        self.drop_draft()
         async with self._preparing:
             self._prepared = self._expected = None
             if self.current is None:
@@ -472,18 +490,37 @@ class Answering:
         answer.base, answer.read_count = len(context), context.size
         utterance = self._begin_utterance(answer, forced)
         room = manner.context_length - context.size - _MARGIN
-        await utterance.run(
-            context,
-            max(1, min(manner.max_tokens, room)),
-            manner.sampling,
-            common_pb2.FloatMatrix(),
+        query = NOTHING if manner.text_only else await self._query(manner, context)
+        await utterance.run(context, max(1, min(manner.max_tokens, room)), manner.sampling, query)
+
+    async def _query(self, manner: Manner, context: Context) -> Query:
+        """What the voice reads first: how it is to speak, and the user's words."""
+        return (await self._instruction(manner)).before(
+            context.query(), manner.voice.query_positions
         )
+
+    async def _instruction(self, manner: Manner) -> Query:
+        """How the voice is to speak, as the LLM reads it where the user says it."""
+        voice = manner.voice
+        if not (voice.instruct and voice.query_positions):
+            return NOTHING
+        told = (manner.system_prompt, voice.instruct)
+        if self._instructed is None or self._instructed[0] != told:
+            head = history.told_by_system(manner.system_prompt)
+            branch = self._branches.beside([*head, *history.told_by_user(voice.instruct)])
+            try:
+                await branch.sync()
+                self._instructed = told, branch.query()
+            finally:
+                self._branches.free(branch)
+        return self._instructed[1]
 
     def _manner_of(self, answer: Answer) -> Manner:
         return self.manner if answer.manner is None else answer.manner
 
     async def forget_unanswered(self, answer: Answer, spoken: UserTurn) -> None:
         """A turn without words gets no answer."""
+        self.drop_draft()
         regret_wordless(spoken)
         async with self._preparing:
             self._prepared = self._expected = None
@@ -517,6 +554,7 @@ class Answering:
     async def _read_history(self, answer: Answer) -> None:
         """The LLM stands at the start of an answer to the history, on a branch of its own if need
         be: where the instructions of this answer are others."""
+        self.drop_draft()
         manner, main = self._manner_of(answer), self._branches.main
         began = time.monotonic()
         if manner.system_text != self._record.system_text:
@@ -548,13 +586,17 @@ class Answering:
     async def _read_question(
         self, answer: Answer, user: StoredTurn, *, read_as_speech: bool
     ) -> None:
-        context = self._branches.main
         began = time.monotonic()
-        if read_as_speech:
+        drafted = await self._drafting.take() if read_as_speech else None
+        context = self._branches.main
+        if drafted is not None:
+            answer.content, self._expected = drafted, None
+        elif read_as_speech:
             expected, self._expected = self._expected, None
             answer.content = self._put_answer_start() if expected is None else expected
             await context.sync()
         else:
+            self.drop_draft()
             if answer.spoken is None:
                 answer.spoken = UserTurn(0, checkpoint=len(context))
             await self.prepare(answer.spoken, user.text)

@@ -1,4 +1,4 @@
-"""The branches of what the LLM has read: the conversation, and one that listens over an answer."""
+"""The branches of what the LLM has read: the conversation, and those that may become it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.orchestrator.mind import Context
 
 
 class Branches:
-    """The main line of a conversation and at most one branch beside it (DESIGN: branches).
+    """The main line of a conversation, at most one branch that listens over an answer, and others.
 
     Args:
         main: the conversation.
@@ -37,6 +37,17 @@ class Branches:
         self.overlap = await self.main.fork(f"overlap-{self._stream_id}-{self._count}", length)
         return self.overlap
 
+    async def ahead(self) -> Context:
+        """A branch that has read all of the main line, to go on from there for a while."""
+        self._count += 1
+        main = self.main
+        return await main.fork(f"ahead-{self._stream_id}-{self._count}", len(main))
+
+    def adopt(self, branch: Context) -> None:
+        """A branch becomes the conversation; the line before it is freed."""
+        before, self.main = self.main, branch
+        self._in_background(before.close())
+
     def beside(self, content: Iterable[Item]) -> Context:
         """A branch that reads `content`, for one answer alone; `free` it afterwards."""
         self._count += 1
@@ -49,8 +60,12 @@ class Branches:
     def adopt_overlap(self) -> None:
         """The branch beside becomes the conversation; the line before it is freed."""
         if self.overlap is not None:
-            before, self.main, self.overlap = self.main, self.overlap, None
-            self._in_background(before.close())
+            overlap, self.overlap = self.overlap, None
+            self.adopt(overlap)
+
+    def in_background(self, work: Awaitable[None]) -> None:
+        """Does work on a branch that nobody waits for."""
+        self._in_background(work)
 
     def drop_overlap(self) -> None:
         """The branch beside is freed."""

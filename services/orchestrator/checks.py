@@ -93,11 +93,19 @@ def session_id(value: str) -> str:
     return value
 
 
+def instruct(text: str, field: str) -> None:
+    """Checks words that say how to speak. Raises INVALID_ARGUMENT naming value and limit."""
+    if len(text) > _MAX_INSTRUCT_CHARACTERS:
+        raise invalid_argument(
+            field, f"has {len(text)} characters", limit=f"{_MAX_INSTRUCT_CHARACTERS} characters"
+        )
+
+
 def session_settings(given: conversation_pb2.SessionSettings) -> Settings:
     """Settings of a session. Raises INVALID_ARGUMENT naming field, value and limit."""
+    instruct(given.instruct, "settings.instruct")
     for field, text, limit in (
         ("system_prompt", given.system_prompt, _MAX_SYSTEM_PROMPT_CHARACTERS),
-        ("instruct", given.instruct, _MAX_INSTRUCT_CHARACTERS),
         ("voice", given.voice, _MAX_VOICE_CHARACTERS),
     ):
         if len(text) > limit:

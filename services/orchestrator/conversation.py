@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 import grpc
 import structlog
 
+from minmo.model.operating_points import OperatingPoint
 from minmo.rpc import metrics, tracing
 from minmo.rpc.errors import DRAINING, StatusError, invalid_argument, unavailable
 from minmo.rpc.health import Readiness
 from minmo.rpc.queues import BoundedStream
 from minmo.settings import OrchestratorSettings
-from minmo.v1 import common_pb2, conversation_pb2, llm_pb2
+from minmo.v1 import conversation_pb2, llm_pb2
 from minmo.v1.conversation_pb2 import TurnEventKind
-from services.orchestrator import items, traces
+from services.orchestrator import traces
 from services.orchestrator.answering import Answer, Answering
 from services.orchestrator.branches import Branches
 from services.orchestrator.census import Census
@@ -32,10 +33,21 @@ from services.orchestrator.codecs import Incoming, Outgoing
 from services.orchestrator.commands import Commands
 from services.orchestrator.decisions import Decisions
 from services.orchestrator.departure import Departure
+from services.orchestrator.duplex_turn_taking import DuplexTurnTaking
+from services.orchestrator.hearing import Hearing
 from services.orchestrator.link import Link
-from services.orchestrator.listener import Embeddings, Failed, Found, Heard, Listener, Lost
+from services.orchestrator.listener import (
+    Embeddings,
+    Failed,
+    Found,
+    Heard,
+    Listener,
+    Lost,
+    Probe,
+)
 from services.orchestrator.manner import Manner, Wishes, manner_of, turn_taking_of
 from services.orchestrator.mind import Context, Epoch
+from services.orchestrator.prober import Answered
 from services.orchestrator.record import Record
 from services.orchestrator.requests import Request
 from services.orchestrator.responses import Responses
@@ -49,9 +61,8 @@ from services.orchestrator.turn_taking import (
     FloorState,
     Happened,
     milliseconds,
-    samples,
 )
-from services.orchestrator.user_turn import POSTROLL_MS, PREROLL_MS, Speech, UserTurn
+from services.orchestrator.user_turn import UserTurn
 from services.orchestrator.utterance import Voice
 from services.orchestrator.voices import Voices
 from services.orchestrator.waterfall import Waterfall
@@ -106,7 +117,7 @@ class _Tick:
     """Nothing has happened for a moment."""
 
 
-_Event = Heard | Request | _AnswerEnded | _Settled | _ClientClosed | _Tick
+_Event = Heard | Answered | Request | _AnswerEnded | _Settled | _ClientClosed | _Tick
 
 
 class Conversation:
@@ -190,9 +201,14 @@ class Conversation:
         self._commands = Commands(self, self._record, self._responses, max_turns=settings.max_turns)
         self.turn: UserTurn | None = None
         """The user's turn that is open."""
-        self._speech: Speech | None = None
-        self._overlap_checkpoint: int | None = 0
-        self._may_resume_speech = True
+        self._hearing = Hearing(
+            session.session_id,
+            self._listener,
+            self._branches,
+            self._store,
+            in_background=self._in_background,
+            on_answered=self._events.put,
+        )
         self._paused_at: int | None = None
         self._decisions = Decisions()
         self._traces = Traces(session.session_id, settings.mode, traceparent)
@@ -238,6 +254,7 @@ class Conversation:
             await self._upstreams.voices.names(),
         )
         self._model = await self._link.model()
+        self.use(self.chosen)
         manner = self.manner_of(self.chosen)
         self._record.system_text = manner.system_text
         answering = Answering(
@@ -252,6 +269,7 @@ class Conversation:
         self._answering = answering
         question = await self._record.close_open_answer()
         context = self._branches.main
+        context.query_positions = manner.voice.query_positions
         prompt = self._record.prompt(manner.prompt_limit, before=question)
         cache = self._session.cache
         if question is None and cache is not None and self._has_read(cache):
@@ -286,13 +304,15 @@ class Conversation:
         Raises:
             StatusError: INVALID_ARGUMENT, the tools leave no room for a conversation.
         """
+        known = self._upstreams.voices.latest
         voice = Voice(
             self._upstreams.voice_decoder,
             self._outgoing.pcm_format,
             chosen.voice,
             chosen.instruct,
             self._settings.voice_decoder_deadline_seconds,
-            reads_hidden_states=self.aligned,
+            known.reads_hidden_states if known.names else self.aligned,
+            known.query_positions,
         )
         return manner_of(
             chosen,
@@ -305,11 +325,18 @@ class Conversation:
     def use(self, chosen: Settings) -> None:
         """These are the session's settings from here on; turns end as they say."""
         self.chosen = chosen
-        taking, self._silence_ms = turn_taking_of(chosen, self._settings)
+        points = [
+            OperatingPoint(point.eagerness, point.assistant_turn, point.user_turn)
+            for point in (self._model.operating_points if self.aligned else ())
+        ]
+        taking, self._silence_ms = turn_taking_of(chosen, self._settings, points)
+        self._hearing.probes = isinstance(taking, DuplexTurnTaking)
         self.floor.decide_by(taking, pause_ms=min(PAUSE_MS, self._silence_ms))
 
     async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
         """Leaves everything as the next stream wants to find it."""
+        if self._answering is not None:
+            self._answering.drop_draft()
         for task in [*tasks, *self._background]:
             task.cancel()
         await asyncio.gather(*tasks, *self._background, return_exceptions=True)
@@ -319,6 +346,7 @@ class Conversation:
         if self.turn is not None:
             self.turn.cancel()
             traces.end(self.turn.trace, "cancelled")
+        await self._hearing.stop()
         with contextlib.suppress(StatusError, TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
                 if self._answering is not None:
@@ -488,14 +516,10 @@ class Conversation:
                 turn = None if self.aligned else self.turn
                 if turn is not None and turn.is_long(event.speech_end):
                     self._look(turn, event.speech_end)
-            case Embeddings():
-                await self._on_embeddings(event, answering)
-            case Lost(detail):
-                await self._responses.outage("encoder", True, detail)
-            case Found():
-                await self._responses.outage("encoder", False)
-            case Failed(error):
-                raise error
+            case Embeddings() | Probe() | Answered():
+                await self._on_speech(event, answering)
+            case Lost() | Found() | Failed():
+                await self._on_encoder(event)
             case _AnswerEnded(answer, error):
                 # One that was stopped meanwhile has been dealt with.
                 if answer is answering.current:
@@ -512,6 +536,25 @@ class Conversation:
             case Request():
                 await self._commands.take(event, answering)
 
+    async def _on_speech(self, event: Embeddings | Probe | Answered, answering: Answering) -> None:
+        match event:
+            case Embeddings():
+                await self._on_embeddings(event, answering)
+            case Probe():
+                self._hearing.ask(event)
+            case Answered(segment_id, said):
+                if self._hearing.is_of_segment(segment_id):
+                    await self._on_floor(self.floor.predict(said), answering)
+
+    async def _on_encoder(self, event: Lost | Found | Failed) -> None:
+        match event:
+            case Lost(detail):
+                await self._responses.outage("encoder", True, detail)
+            case Found():
+                await self._responses.outage("encoder", False)
+            case Failed(error):
+                raise error
+
     # --- who has the floor
 
     async def _on_floor(self, events: list[FloorEvent], answering: Answering) -> None:
@@ -519,14 +562,7 @@ class Conversation:
             self._decisions.note(event, self.floor.last.end)
             match event.what:
                 case Happened.SPEECH_STARTED:
-                    self._paused_at = None
-                    await self._responses.event(
-                        TurnEventKind.TURN_EVENT_KIND_USER_SPEECH_STARTED, position=event.start
-                    )
-                    if self.floor.state is FloorState.USER:
-                        await self.open_turn(self.floor.turn_start, answering)
-                    elif self.aligned and self._listens_over_answers:
-                        await self._listen_over_answer(answering)
+                    await self._on_speech_started(event, answering)
                 case Happened.SPEECH_STOPPED:
                     await self._responses.event(
                         TurnEventKind.TURN_EVENT_KIND_USER_SPEECH_STOPPED, position=event.end
@@ -537,18 +573,36 @@ class Conversation:
                         self._expect_answer(answering)
                     elif self.turn is not None:
                         self._look(self.turn, event.end)
+                case Happened.MAY_END:
+                    if self.turn is not None and self._could_be_answered(event.end):
+                        with tracing.within(self.turn.trace):
+                            answering.draft()
                 case Happened.TURN_ENDED | Happened.TURN_TOO_LONG:
                     await self.end_turn(event, answering)
                 case Happened.BARGE_IN:
-                    await self._commands.give_up_waiting("the user spoke")
-                    since = self._listener.arrival(event.start)
-                    await answering.stop("the user spoke", since=since)
-                    turn = await self.open_turn(self.floor.turn_start, answering)
-                    if turn is not None:
-                        turn.took_floor = True
-                    await self._commands.go_on(answering)
+                    await self._on_barge_in(event, answering)
                 case Happened.BACK_CHANNEL:
                     await self.stop_listening_over_answer()
+
+    async def _on_speech_started(self, event: FloorEvent, answering: Answering) -> None:
+        self._paused_at = None
+        await self._responses.event(
+            TurnEventKind.TURN_EVENT_KIND_USER_SPEECH_STARTED, position=event.start
+        )
+        answering.drop_draft()
+        if self.floor.state is FloorState.USER:
+            await self.open_turn(self.floor.turn_start, answering)
+        elif self.aligned and self._listens_over_answers:
+            await self._hearing.listen_over(self.floor.turn_start, answering)
+
+    async def _on_barge_in(self, event: FloorEvent, answering: Answering) -> None:
+        await self._commands.give_up_waiting("the user spoke")
+        since = self._listener.arrival(event.start)
+        await answering.stop("the user spoke", since=since)
+        turn = await self.open_turn(self.floor.turn_start, answering)
+        if turn is not None:
+            turn.took_floor = True
+        await self._commands.go_on(answering)
 
     async def _on_answer_ended(
         self, answer: Answer, error: StatusError | None, answering: Answering
@@ -596,25 +650,8 @@ class Conversation:
         self._listener.need_from(self.turn.start)
         if not self.aligned:
             return self.turn
-        if self._branches.overlap is not None:
-            self._branches.adopt_overlap()
-            self.turn.checkpoint = self._overlap_checkpoint
-            if self._speech is not None:
-                self.turn.speech.append(self._speech)
-            return self.turn
-        if not goes_on and not self.turn.carried:
-            context = self._branches.main
-            context.add([items.role_start(common_pb2.ROLE_USER)])
-            if self._may_resume_speech:
-                # The stream before may have ended in the middle of the turn.
-                stored, words = await self._store.embeddings(self._session.session_id)
-                context.add([items.embeddings(self._matrix(rows)) for rows in stored])
-                self.turn.speech.append(Speech(0, words))
-            else:
-                await self._store.clear_embeddings(self._session.session_id)
-        self._may_resume_speech = False
-        with tracing.within(self.turn.trace):
-            self.turn.speech.append(await self._listen_closely(start))
+        goes_on = goes_on or bool(self.turn.carried)
+        await self._hearing.begin_turn(self.turn, start, width=self._model.width, goes_on=goes_on)
         return self.turn
 
     def new_turn(self, start: int, answering: Answering, *, began: float | None = None) -> UserTurn:
@@ -643,7 +680,7 @@ class Conversation:
         turn.cancel()
         traces.end(turn.trace, "cancelled")
         if self.aligned:
-            await self._drop_speech()
+            await self._hearing.drop()
         await answering.forget(turn)
 
     def _look(self, turn: UserTurn, end: int) -> None:
@@ -701,7 +738,7 @@ class Conversation:
         spoken_ms = max(1, round(milliseconds(event.end - event.start)))
         over = False
         if self.aligned:
-            over = await self._end_listening(turn, event.end, answering)
+            over = await self._hearing.end_turn(turn, event.end, answering)
         else:
             self._look(turn, event.end)
         if waits:
@@ -713,7 +750,7 @@ class Conversation:
                 self.floor.assistant_starts()
             answering.begin(waterfall, spoken=turn, spoken_ms=spoken_ms, request_id=request_id)
         if over:
-            await self._drop_speech()
+            await self._hearing.drop()
 
     def _settle(
         self, turn: UserTurn, spoken_ms: int, answering: Answering, request_id: str
@@ -735,106 +772,34 @@ class Conversation:
 
     # --- speech embeddings (aligned mode)
 
-    async def _listen_closely(self, start: int) -> Speech:
-        """Asks for the embeddings of what the user says from `start` on."""
-        start = max(0, start - samples(PREROLL_MS))
-        self._speech = Speech(await self._listener.start_segment(start), end=start)
-        return self._speech
-
-    async def _end_listening(self, turn: UserTurn, end: int, answering: Answering) -> bool:
-        """The user's turn ends at `end`; whether all of it was heard already."""
-        if self._has_heard(end):
-            # What is left of the segment is silence: nothing is to be waited for.
-            answering.embeddings_over.set()
-            return True
-        answering.embeddings_over.clear()
-        last = self._end_of_speech(end)
-        await self._listener.end_segment(last if turn.latest is None else min(last, turn.latest))
-        return False
-
-    async def _drop_speech(self) -> None:
-        """Asks for no more of them; those that came are in the LLM, or of no use."""
-        self._speech = None
-        await self._listener.drop_segment()
-        await self._store.clear_embeddings(self._session.session_id)
-
     async def _on_embeddings(self, part: Embeddings, answering: Answering) -> None:
-        speech = self._speech
-        if speech is None or part.segment_id != speech.segment_id:
+        if await self._hearing.take(part, self.turn, answering) is None:
             return
-        speech.text, speech.end = part.text, part.end
-        if part.matrix.rows:
-            await self._read_on(part.matrix, answering)
-        if part.final:
-            self._speech = None
-            await self._store.clear_embeddings(self._session.session_id)
-            answering.embeddings_over.set()
-        else:
-            self._expect_answer(answering)
-
-    async def _read_on(self, matrix: common_pb2.FloatMatrix, answering: Answering) -> None:
-        """The LLM reads what the user says while it is said."""
-        context = self._branches.listening
-        if context is self._branches.main:
-            await answering.speech_goes_on()
-        context.add([items.embeddings(matrix)])
-        turn, speech = self.turn, self._speech
-        with tracing.within(turn.trace if turn is not None else tracing.NONE):
-            self._in_background(context.sync())
-        words = turn.heard_words() if turn is not None else speech.text if speech else ""
-        await self._store.push_embeddings(self._session.session_id, matrix.data, words)
-        if turn is not None:
+        if part.matrix.rows and self.turn is not None:
             index = self._record.next_index
-            await self._responses.user_text(index, turn.known_words(), final=False)
+            await self._responses.user_text(index, self.turn.known_words(), final=False)
+        if not part.final:
+            self._expect_answer(answering)
 
     def _expect_answer(self, answering: Answering) -> None:
         """Lets the LLM get ready to answer when it has read all that was said before a pause."""
-        turn, paused_at = self.turn, self._paused_at
-        if turn is None or paused_at is None or not turn.known_words():
+        paused_at = self._paused_at
+        # The predictor is asked after what the user said: nothing may stand behind it.
+        if paused_at is None or self._hearing.probes or not self._could_be_answered(paused_at):
             return
-        if self.chosen.turn_detection.waits:
-            return
-        if self._has_heard(paused_at) and answering.expect_answer():
-            with tracing.within(turn.trace):
+        if self.turn is not None and answering.expect_answer():
+            with tracing.within(self.turn.trace):
                 self._in_background(self._branches.main.sync())
 
-    def _has_heard(self, end: int) -> bool:
-        """Whether the LLM has been given all that was said before a pause that began at `end`."""
-        return self._speech is not None and self._speech.end >= self._end_of_speech(end)
-
-    def _end_of_speech(self, end: int) -> int:
-        """Up to where speech is listened to that ended at `end`: detectors are early."""
-        return min(end + samples(POSTROLL_MS), self._listener.heard_until)
-
-    async def _listen_over_answer(self, answering: Answering) -> None:
-        """A branch of the LLM's cache listens to the user while the assistant speaks."""
-        answer = answering.current
-        if answer is None or self._branches.overlap is not None:
-            return
-        heard = answer.utterance.heard_tokens() if answer.utterance is not None else 0
-        if heard:
-            overlap = await self._branches.open_overlap(answer.base + heard)
-            overlap.add([items.interruption(), items.turn_end()])
-            self._overlap_checkpoint = len(overlap)
-            overlap.add([items.role_start(common_pb2.ROLE_USER)])
-        elif answer.content:
-            # Nothing was heard yet: the user goes on with the turn before.
-            await self._branches.open_overlap(answer.content)
-            self._overlap_checkpoint = answer.spoken.checkpoint if answer.spoken is not None else 0
-        else:
-            return
-        await self._store.clear_embeddings(self._session.session_id)
-        await self._listen_closely(self.floor.turn_start)
+    def _could_be_answered(self, end: int) -> bool:
+        """Whether all is known that was said, if the user's turn has ended at `end`."""
+        turn, waits = self.turn, self.chosen.turn_detection.waits
+        has_words = turn is not None and bool(turn.known_words())
+        return has_words and not waits and self._hearing.has_heard(end)
 
     async def stop_listening_over_answer(self) -> None:
         """What was said over an answer is forgotten."""
-        if self._branches.overlap is not None:
-            await self._drop_speech()
-            self._branches.drop_overlap()
-
-    def _matrix(self, rows: bytes) -> common_pb2.FloatMatrix:
-        width = self._model.width
-        return common_pb2.FloatMatrix(data=rows, rows=len(rows) // (4 * width), columns=width)
+        await self._hearing.stop_over()
 
     # --- small things
 

@@ -48,6 +48,11 @@ def told_by_system(text: str) -> list[Item]:
     return [items.role_start(ROLE_SYSTEM), items.text(text), items.turn_end()]
 
 
+def told_by_user(text: str) -> list[Item]:
+    """Words of the user as a turn."""
+    return [items.role_start(ROLE_USER), items.text(text, asked=True), items.turn_end()]
+
+
 def size_of(content: Iterable[Item]) -> int:
     """Positions that items take."""
     return sum(item.size for item in content)
@@ -76,7 +81,7 @@ def _told(group: Sequence[StoredTurn]) -> list[Item]:
             text = call_text(turn.call_name, turn.call_arguments)
         elif turn.role == "tool":
             text = result_text(turn.text)
-        told.append(items.text(f"\n{text}" if place else text))
+        told.append(items.text(f"\n{text}" if place else text, asked=turn.role == "user"))
         if turn.outcome == "interrupted":
             told.append(items.interruption())
     return [*told, items.turn_end()]

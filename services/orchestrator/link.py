@@ -253,18 +253,29 @@ class Operation:
         self._span = tracing.NONE
 
     async def __aenter__(self) -> Operation:
-        self._began = time.monotonic()
+        if self._answers is None:
+            self._began = time.monotonic()
+            await self.send()
+        return self
+
+    async def send(self) -> None:
+        """Sends it before its context is entered: its answers wait until somebody reads them."""
         kind = self._request.WhichOneof("operation")
-        self._span = tracing.begin(f"llm.{kind}", kind="client")
+        if kind != "probe":  # there are seven a second
+            self._span = tracing.begin(f"llm.{kind}", kind="client")
         self._request.traceparent = self._span.traceparent
         self._answers, self._stream = await self._exit.enter_async_context(
             self._link.answers_of(self._request)
         )
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         self._span.end()
         await self._exit.aclose()
+
+    @property
+    def unread(self) -> int:
+        """Answers that have come and that nobody has taken."""
+        return 0 if self._answers is None else self._answers.qsize()
 
     async def answer(self) -> llm_pb2.RunResponse:
         """The next answer. Raises `LlmError`, also when none comes within the deadline."""

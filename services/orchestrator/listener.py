@@ -68,6 +68,21 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """How the user sounds in a step of the open segment.
+
+    Attributes:
+        segment_id: the segment.
+        matrix: one row.
+        end: the step's end, in samples at 16 kHz.
+    """
+
+    segment_id: int
+    matrix: common_pb2.FloatMatrix
+    end: int
+
+
+@dataclass(frozen=True)
 class Lost:
     """The encoder is gone; the listener looks for another."""
 
@@ -91,7 +106,7 @@ _Call = grpc.aio.StreamStreamCall[encoder_pb2.EncodeRequest, encoder_pb2.EncodeR
 _Outbox = asyncio.Queue[encoder_pb2.EncodeRequest | None]
 """Messages of one stream, None behind the last."""
 
-Heard = Activity | Embeddings | Lost | Found | Failed
+Heard = Activity | Embeddings | Probe | Lost | Found | Failed
 
 
 @dataclass
@@ -110,11 +125,15 @@ class _Segment:
         before: what was said before `start`, where it was moved.
         text: what was said since.
         heard_until: all up to here is in the rows.
+        probes: whether its steps are probed.
+        probed_until: end of the latest of them.
     """
 
     segment_id: int
     start: int
     traceparent: str = ""
+    probes: bool = False
+    probed_until: int = 0
     end: int | None = None
     received: int = 0
     before: str = ""
@@ -251,10 +270,15 @@ class Listener:
             span.end()
             self._questions.pop(question_id, None)
 
-    async def start_segment(self, start: int) -> int:
-        """Asks for the speech embeddings from `start` on; returns the segment's id."""
+    async def start_segment(self, start: int, *, probes: bool = False) -> int:
+        """Asks for the speech embeddings from `start` on; returns the segment's id.
+
+        Args:
+            start: in samples at 16 kHz.
+            probes: whether to ask for a `Probe` of each step, too.
+        """
         await self.drop_segment()
-        segment = _Segment(next(self._ids), max(start, 0), tracing.traceparent())
+        segment = _Segment(next(self._ids), max(start, 0), tracing.traceparent(), probes)
         await self._send(_start_embedding(segment))
         self._segment = segment
         return segment.segment_id
@@ -332,6 +356,8 @@ class Listener:
                     self._answered(response.transcript)
                 elif kind == "embeddings":
                     await self._embedded(response.embeddings)
+                elif kind == "probe":
+                    await self._probed(response.probe)
         except grpc.RpcError as failure:
             return parse(failure)
         except StatusError as error:
@@ -434,6 +460,15 @@ class Listener:
             )
         )
 
+    async def _probed(self, probe: encoder_pb2.SegmentProbe) -> None:
+        segment = self._segment
+        if segment is None or probe.segment_id != segment.segment_id:
+            return
+        # A new encoder begins the segment anew; what it was asked already it is not asked again.
+        if probe.end_sample > segment.probed_until:
+            segment.probed_until = probe.end_sample
+            await self._on_heard(Probe(probe.segment_id, probe.embedding, probe.end_sample))
+
     def _to_16k(self, frames: int) -> int:
         return round(frames * SAMPLE_RATE_HZ / self._format.sample_rate_hz)
 
@@ -505,6 +540,7 @@ def _start_embedding(segment: _Segment) -> encoder_pb2.EncodeRequest:
             segment_id=segment.segment_id,
             start_sample=segment.start,
             traceparent=segment.traceparent,
+            probes=segment.probes,
         )
     )
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Self
 
+from minmo.model.operating_points import OperatingPoint
 from minmo.rpc.errors import invalid_argument
 from minmo.settings import OrchestratorSettings
 from services.orchestrator import history, tool_format
+from services.orchestrator.duplex_turn_taking import DuplexTurnTaking
 from services.orchestrator.mind import Sampling
 from services.orchestrator.session_settings import Settings, Tool, ToolChoice
 from services.orchestrator.turn_taking import ClientTurnTaking, SilenceTurnTaking, TurnTaking
@@ -23,7 +26,7 @@ class Manner:
     """How answers are made.
 
     Attributes:
-        aligned: the LLM reads speech embeddings, the voice hidden states.
+        aligned: the LLM reads speech embeddings.
         context_length: positions that the LLM's cache holds.
         max_tokens: longest answer.
         sampling: how tokens are chosen.
@@ -120,7 +123,7 @@ def manner_of(
         StatusError: INVALID_ARGUMENT, the tools leave no room for a conversation.
     """
     manner = Manner(
-        aligned=voice.reads_hidden_states,
+        aligned=defaults.mode == "aligned",
         context_length=context_length,
         max_tokens=chosen.max_answer_tokens or defaults.max_answer_tokens,
         sampling=Sampling(chosen.temperature, seed=chosen.seed),
@@ -142,8 +145,16 @@ def manner_of(
     return manner
 
 
-def turn_taking_of(chosen: Settings, defaults: OrchestratorSettings) -> tuple[TurnTaking, int]:
-    """Who decides on turns, and the silence in milliseconds that ends one by default."""
+def turn_taking_of(
+    chosen: Settings, defaults: OrchestratorSettings, points: Sequence[OperatingPoint] = ()
+) -> tuple[TurnTaking, int]:
+    """Who decides on turns, and the silence in milliseconds that ends one by default.
+
+    Args:
+        chosen: the session's settings.
+        defaults: the orchestrator's.
+        points: thresholds of the full-duplex predictor; empty where there is none.
+    """
     detection = chosen.turn_detection
     silence_ms = detection.silence_ms(
         chosen.end_of_turn_silence_ms or defaults.end_of_turn_silence_ms
@@ -151,4 +162,14 @@ def turn_taking_of(chosen: Settings, defaults: OrchestratorSettings) -> tuple[Tu
     if detection.by_client:
         return ClientTurnTaking(), silence_ms
     barge_in_ms = defaults.barge_in_ms if detection.interruptible else None
-    return SilenceTurnTaking(silence_ms, barge_in_ms), silence_ms
+    by_silence = SilenceTurnTaking(silence_ms, barge_in_ms)
+    if not points or detection.by_silence:
+        return by_silence, silence_ms
+    duplex = DuplexTurnTaking.of(
+        points,
+        detection.eagerness if detection.by_predictor else 0.0,
+        longest_silence_ms=defaults.longest_silence_ms,
+        without=by_silence,
+        late_ms=defaults.predictor_late_ms,
+    )
+    return duplex, silence_ms

@@ -11,7 +11,7 @@ the same replica, goes on with it (`resume`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +19,13 @@ from typing import Any
 import grpc
 import structlog
 
-from minmo.rpc.errors import aborted, unavailable
+from minmo.rpc import metrics
+from minmo.rpc.errors import StatusError, aborted, unavailable
 from minmo.v1 import llm_pb2
+from minmo.v1.common_pb2 import FloatMatrix
 from services.orchestrator.items import Item, token
 from services.orchestrator.link import MOVED, Link, LlmError, Operation
+from services.orchestrator.query import Query, asks_for, forget, keep, query_of
 from services.orchestrator.retry import Outage
 
 log = structlog.get_logger()
@@ -91,8 +94,15 @@ class Context:
         self._read = 0
         self._position = 0
         self._clean = True
+        self._surplus = False
+        self._draft: Operation | None = None
+        self._draft_version = 0
         self._moves = link.moves
         self._lock = asyncio.Lock()
+        self.version = 0
+        """Changes with what is to be read."""
+        self.query_positions = 0
+        """Positions of the user's latest words of which it keeps what the LLM makes of them."""
 
     @property
     def branch(self) -> str:
@@ -102,7 +112,8 @@ class Context:
     @property
     def is_read(self) -> bool:
         """Whether everything has been read, and nothing is under way."""
-        return self._here() and self._read == len(self._items) and not self._lock.locked()
+        all_read = self._read == len(self._items) and not self._surplus
+        return self._here() and all_read and not self._lock.locked()
 
     @property
     def size(self) -> int:
@@ -113,13 +124,19 @@ class Context:
         """Number of items: a place to `rewind` or `fork` to."""
         return len(self._items)
 
+    def query(self) -> Query:
+        """The user's latest words as the voice reads them first, as far as they have been read."""
+        return query_of(self._items, self.query_positions)
+
     def add(self, items: Iterable[Item]) -> None:
         """Appends content; `sync` makes the LLM read it."""
         self._items.extend(items)
+        self.version += 1
 
     def replace(self, items: Iterable[Item]) -> None:
         """Puts other content in the place of everything; the cache is built anew by `sync`."""
         self._items = list(items)
+        self.version += 1
         self._forget()
 
     def resume(self, items: Iterable[Item], position: int) -> None:
@@ -144,13 +161,41 @@ class Context:
         return other
 
     async def sync(self) -> None:
-        """Makes the LLM read what it has not read. Raises StatusError if it can't be had."""
+        """Makes the LLM read what it has not read. Raises StatusError if it can't be had.
+
+        What is added later is not waited for: there may always be more of it.
+        """
+        upto = len(self._items)
 
         async def work() -> None:
             async with self._lock:
-                await self._recovering(self._sync)
+                await self._recovering(lambda: self._sync(upto))
 
         await _to_its_end(work())
+
+    async def read_aloud(self, content: Sequence[Item]) -> llm_pb2.PrefillDone:
+        """Makes the LLM read content as if it had made it.
+
+        Returns:
+            The tokens of what is text in it, and the hidden states of all its positions.
+
+        Raises:
+            StatusError: the LLM cannot be had, or the content is too long for one message.
+        """
+        done: list[llm_pb2.PrefillDone] = []
+
+        async def read() -> None:
+            before = len(self._items) - len(content)
+            await self._sync(before)
+            done.append(await self._prefill(content, return_hidden_states=True, return_tokens=True))
+
+        async def work() -> None:
+            async with self._lock:
+                self._items.extend(content)
+                await self._recovering(read)
+
+        await _to_its_end(work())
+        return done[-1]
 
     async def rewind(self, length: int) -> None:
         """Forgets the items from `length` on."""
@@ -158,10 +203,70 @@ class Context:
         async def work() -> None:
             async with self._lock:
                 del self._items[length:]
+                self.version += 1
+                await self.drop_draft()
                 if length < self._read:
                     await self._recovering(lambda: self._truncate(length))
 
         await _to_its_end(work())
+
+    async def probe(self, embedding: FloatMatrix) -> llm_pb2.TurnProbabilities | None:
+        """Asks the full-duplex predictor, after all that is to be read by now, and adds nothing.
+
+        Args:
+            embedding: one row, of `minmo.model.probing`.
+
+        Returns:
+            What it says; None where it cannot be asked.
+        """
+        said: list[llm_pb2.TurnProbabilities] = []
+        upto = len(self._items)
+
+        async def work() -> None:
+            async with self._lock:
+                await self._recovering(lambda: self._sync(upto))
+                try:
+                    response = await self._link.operate(
+                        self._request(
+                            probe=llm_pb2.Probe(position=self._position, embedding=embedding)
+                        )
+                    )
+                    said.append(response.probe_done.turn)
+                except LlmError as failure:
+                    log.info("probe failed", reason=failure.reason, error=str(failure))
+
+        try:
+            await _to_its_end(work())
+        except StatusError as failure:
+            log.info("probe failed", error=str(failure))
+        return said[0] if said else None
+
+    async def draft(self, max_tokens: int, sampling: Sampling, *, hidden_states: bool) -> bool:
+        """Lets the LLM go on before anybody wants to know how; `generate` takes what it makes.
+
+        Returns:
+            Whether it does; False where its cache would have to be built for it.
+        """
+        async with self._lock:
+            if not self._clean:
+                return False
+            try:
+                await self._sync()
+                draft = self._link.start(self._generation(max_tokens, sampling, hidden_states))
+                await draft.send()
+            except LlmError as failure:
+                log.info("no draft", reason=failure.reason, error=str(failure))
+                self._lose(failure)
+                return False
+            self._draft, self._draft_version = draft, self.version
+            return True
+
+    async def drop_draft(self) -> None:
+        """Stops a draft that nobody takes."""
+        draft, self._draft = self._draft, None
+        if draft is not None:
+            async with draft:
+                metrics.count_drafted("wasted", await self._stop(draft))
 
     async def fork(self, branch: str, length: int) -> Context:
         """A branch that has read the first `length` items; it may be used side by side with this.
@@ -189,6 +294,7 @@ class Context:
     async def close(self, *, whole_session: bool = False) -> None:
         """Frees the branch, or all of the session's; an LLM that is gone has freed it already."""
         async with self._lock:
+            await self.drop_draft()
             request = self._request(close=llm_pb2.Close())
             if whole_session:
                 request.branch = ""
@@ -228,18 +334,11 @@ class Context:
     async def _generate(
         self, max_tokens: int, sampling: Sampling, hidden_states: bool
     ) -> AsyncGenerator[llm_pb2.Token]:
-        request = self._request(
-            generate=llm_pb2.Generate(
-                position=self._position,
-                max_tokens=max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=sampling.seed,
-                repetition_penalty=sampling.repetition_penalty,
-                return_hidden_states=hidden_states,
-            )
-        )
-        async with self._link.start(request) as operation:
+        operation, self._draft = self._draft, None
+        if operation is None:
+            operation = self._link.start(self._generation(max_tokens, sampling, hidden_states))
+        async with operation:
+            drafted = operation.unread
             finished = False
             try:
                 while not finished:
@@ -248,6 +347,8 @@ class Context:
                         # The LLM has read all before a token to predict it.
                         self._generated(self.size)
                         self._items.append(token(response.token.id))
+                        if response.token.index < drafted:
+                            metrics.count_drafted("used", 1)
                         yield response.token
                     else:
                         self._generated(response.generate_done.position)
@@ -259,15 +360,38 @@ class Context:
                 if not finished:
                     await asyncio.shield(self._stop(operation))
 
-    async def _stop(self, operation: Operation) -> None:
-        """Stops a generation and learns how far the cache got; forgets the cache if it cannot."""
+    def _generation(
+        self, max_tokens: int, sampling: Sampling, hidden_states: bool
+    ) -> llm_pb2.RunRequest:
+        return self._request(
+            generate=llm_pb2.Generate(
+                position=self._position,
+                max_tokens=max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=sampling.seed,
+                repetition_penalty=sampling.repetition_penalty,
+                return_hidden_states=hidden_states,
+            )
+        )
+
+    async def _stop(self, operation: Operation) -> int:
+        """Stops a generation and learns how far the cache got; forgets the cache if it cannot.
+
+        Returns:
+            How many tokens it has made.
+        """
         try:
             async with asyncio.timeout(_CANCEL_SECONDS):
-                last = await operation.stop()
-                self._generated(last.generate_done.position)
+                done = (await operation.stop()).generate_done
         except (LlmError, TimeoutError) as failure:
             log.info("stopping the LLM failed", error=str(failure))
             self._forget()
+            return 0
+        self._generated(done.position)
+        # Tokens that nobody took are in the cache all the same.
+        self._surplus = self._position < done.position
+        return done.token_count
 
     def _generated(self, position: int) -> None:
         """Notes which of the generated tokens are in the cache, which ends at `position`."""
@@ -285,39 +409,73 @@ class Context:
         if failure.reason == "UPSTREAM" or failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
             self._link.leave()
 
-    async def _sync(self) -> None:
+    async def _sync(self, upto: int | None = None) -> None:
+        """Reads what has not been read, or the items before `upto`."""
         if not self._here():
             self._forget()
+        if self._draft_version != self.version:
+            await self.drop_draft()
         if not self._clean:
             await self._start_anew()
-        while self._read < len(self._items):
-            batch = self._next_batch()
-            response = await self._link.operate(
-                self._request(
-                    prefill=llm_pb2.Prefill(
-                        position=self._position, parts=[item.part for item in batch]
-                    )
+        if self._surplus:
+            await self._cut(self._position)
+        while self._read < len(self._items[:upto]):
+            batch = self._next_batch(upto)
+            wanted = asks_for(batch, self.query_positions)
+            done = await self._prefill(
+                batch,
+                return_hidden_states=wanted > 0,
+                return_embeddings=wanted > 0,
+                return_last=wanted,
+            )
+            if wanted:
+                keep(batch, done)
+                forget(self._items, self.query_positions)
+
+    async def _prefill(
+        self,
+        batch: Sequence[Item],
+        *,
+        return_hidden_states: bool,
+        return_embeddings: bool = False,
+        return_last: int = 0,
+        return_tokens: bool = False,
+    ) -> llm_pb2.PrefillDone:
+        """Reads items, the next ones."""
+        response = await self._link.operate(
+            self._request(
+                prefill=llm_pb2.Prefill(
+                    position=self._position,
+                    parts=[item.part for item in batch],
+                    return_hidden_states=return_hidden_states,
+                    return_embeddings=return_embeddings,
+                    return_last=return_last,
+                    return_tokens=return_tokens,
                 )
             )
-            done = response.prefill_done
-            for item, end in zip(batch, done.part_positions, strict=True):
-                item.size = end - self._position
-                self._position = end
-            self._read += len(batch)
+        )
+        done = response.prefill_done
+        for item, end in zip(batch, done.part_positions, strict=True):
+            item.size = end - self._position
+            self._position = end
+        self._read += len(batch)
+        return done
 
     def _other(self, branch: str) -> Context:
-        return Context(
+        other = Context(
             self._link,
             self._epoch,
             branch,
             recovery_seconds=self._recovery_seconds,
             on_outage=self._on_outage,
         )
+        other.query_positions = self.query_positions
+        return other
 
-    def _next_batch(self) -> list[Item]:
+    def _next_batch(self, upto: int | None) -> list[Item]:
         batch: list[Item] = []
         total = 0
-        for item in self._items[self._read :]:
+        for item in self._items[self._read : upto]:
             total += item.part.ByteSize()
             if batch and total > _MESSAGE_BYTES:
                 break
@@ -330,9 +488,13 @@ class Context:
         if length >= self._read:
             return
         position = sum(item.size for item in self._items[:length])
+        await self._cut(position)
+        self._read, self._position = length, position
+
+    async def _cut(self, position: int) -> None:
         await self._epoch.next()
         await self._link.operate(self._request(truncate=llm_pb2.Truncate(position=position)))
-        self._read, self._position = length, position
+        self._surplus = False
 
     async def _start_anew(self) -> None:
         """Drops the branch, under a new epoch, so that everything is read again."""
@@ -347,7 +509,7 @@ class Context:
 
     def _forget(self) -> None:
         self._read = self._position = 0
-        self._clean = False
+        self._clean = self._surplus = False
         self._moves = self._link.moves
 
     async def _recovering(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -366,6 +528,7 @@ class Context:
         *,
         prefill: llm_pb2.Prefill | None = None,
         generate: llm_pb2.Generate | None = None,
+        probe: llm_pb2.Probe | None = None,
         fork: llm_pb2.Fork | None = None,
         truncate: llm_pb2.Truncate | None = None,
         close: llm_pb2.Close | None = None,
@@ -376,6 +539,7 @@ class Context:
             epoch=self._epoch.number,
             prefill=prefill,
             generate=generate,
+            probe=probe,
             fork=fork,
             truncate=truncate,
             close=close,

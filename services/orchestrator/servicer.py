@@ -20,6 +20,7 @@ from minmo.v1 import conversation_pb2
 from minmo.v1.conversation_pb2_grpc import ConversationServiceServicer
 from services.orchestrator import checks, protos, speech
 from services.orchestrator.conversation import Conversation, Upstreams
+from services.orchestrator.reading_aloud import Reader
 from services.orchestrator.session_settings import Settings
 from services.orchestrator.store import StoredSession
 
@@ -38,6 +39,12 @@ class ConversationServicer(ConversationServiceServicer):
         self._settings = settings
         self._upstreams = upstreams
         self._store = upstreams.store
+        self._reader = Reader(
+            upstreams.llm,
+            settings.system_prompt,
+            deadline_seconds=settings.llm_deadline_seconds,
+            recovery_seconds=settings.recovery_seconds,
+        )
 
     # --- sessions
 
@@ -91,6 +98,8 @@ class ConversationServicer(ConversationServiceServicer):
         return await speech.say(
             self._upstreams.voice_decoder,
             request,
+            voices=self._upstreams.voices,
+            reader=self._reader,
             max_characters=self._settings.max_say_characters,
             deadline_seconds=self._settings.one_shot_deadline_seconds,
         )

@@ -28,6 +28,16 @@ class TurnDetection:
         return self.kind == TurnDetectionProto.KIND_CLIENT
 
     @property
+    def by_silence(self) -> bool:
+        """Whether a silence ends them, also where there is a full-duplex predictor."""
+        return self.kind == TurnDetectionProto.KIND_SILENCE
+
+    @property
+    def by_predictor(self) -> bool:
+        """Whether the full-duplex predictor is asked for, with an eagerness."""
+        return self.kind == TurnDetectionProto.KIND_SEMANTIC
+
+    @property
     def waits(self) -> bool:
         """Whether a turn that has ended is not answered until the client asks for it."""
         return self.by_client or self.wait_for_create_response
@@ -42,7 +52,7 @@ class TurnDetection:
 
         Eagerness scales it: 0.5 leaves it as it is, 1 halves it, and near 0 it doubles.
         """
-        if self.kind != TurnDetectionProto.KIND_SEMANTIC or not self.eagerness:
+        if not (self.by_predictor and self.eagerness):
             return default_ms
         low, high = SILENCE_MS
         return min(max(round(default_ms * 2 ** (1 - 2 * self.eagerness)), low), high)

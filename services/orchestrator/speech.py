@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import grpc
 
 from minmo.rpc import metrics
-from minmo.rpc.errors import StatusError, invalid_argument, parse, unavailable
+from minmo.rpc.errors import StatusError, deadline_exceeded, invalid_argument, parse, unavailable
 from minmo.v1 import common_pb2, conversation_pb2, encoder_pb2, voice_decoder_pb2
 from minmo.v1.encoder_pb2_grpc import EncoderServiceStub
 from minmo.v1.voice_decoder_pb2_grpc import VoiceDecoderServiceStub
 from services.orchestrator import checks
+from services.orchestrator.query import NOTHING
+from services.orchestrator.reading_aloud import Reader
 from services.orchestrator.turn_taking import SAMPLE_RATE_HZ, milliseconds, samples
+from services.orchestrator.voices import Voices
 
 _WORDS = re.compile(r"\s*\S+|\s+")
 _TOKENS_A_MESSAGE = 64
@@ -29,14 +32,62 @@ async def say(
     channel: grpc.aio.Channel,
     request: conversation_pb2.SayRequest,
     *,
+    voices: Voices,
+    reader: Reader,
     max_characters: int,
     deadline_seconds: float,
 ) -> conversation_pb2.SayResponse:
-    """Speaks a text.
+    """Speaks a text. Where the voice reads the LLM, the LLM reads text and instruction before it.
+
+    Args:
+        channel: to the voice decoder.
+        request: what to say, and how.
+        voices: what the voices are.
+        reader: the LLM.
+        max_characters: longest text.
+        deadline_seconds: longest time for all of it.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, the text is empty, too long, or nothing in it can be said.
+        StatusError: INVALID_ARGUMENT, the text is empty, too long, or nothing in it can be said;
+            DEADLINE_EXCEEDED, it took too long.
     """
+    _check_say(request, max_characters)
+    known = await voices.known()
+    try:
+        async with asyncio.timeout(deadline_seconds):
+            query, tokens, instruct = NOTHING, _written(request.text), request.instruct
+            if known.reads_hidden_states:
+                query, tokens = await reader.read(
+                    request.text, request.instruct, known.query_positions
+                )
+                instruct = ""
+            config = voice_decoder_pb2.DecodeConfig(
+                format=request.format,
+                voice=request.voice,
+                instruct=instruct,
+                query_embeddings=query.embeddings,
+                query_hidden_states=query.hidden_states,
+            )
+            audio, done = await _spoken(channel, config, tokens)
+    except TimeoutError:
+        raise deadline_exceeded(
+            f"the text was not spoken within {deadline_seconds:g} s",
+            limit=f"{deadline_seconds:g} s",
+        ) from None
+    if not audio:
+        reason = done.unspoken_reason or "nothing in it can be said"
+        raise invalid_argument("text", reason, reason="TEXT_UNSPEAKABLE")
+    frames = len(audio) // checks.frame_bytes(request.format)
+    return conversation_pb2.SayResponse(
+        format=request.format,
+        audio=bytes(audio),
+        audio_ms=round(frames * 1000 / request.format.sample_rate_hz),
+        compute_ms=done.compute_ms,
+    )
+
+
+def _check_say(request: conversation_pb2.SayRequest, max_characters: int) -> None:
+    """Refuses what cannot be spoken."""
     if not request.text.strip():
         raise invalid_argument("text", "is empty")
     if len(request.text) > max_characters:
@@ -46,26 +97,34 @@ async def say(
             limit=f"{max_characters} characters",
             reason="TEXT_TOO_LONG",
         )
+    checks.instruct(request.instruct, "instruct")
     checks.audio_format(request.format, "format", channels=1)
-    tokens = [voice_decoder_pb2.TextToken(text=word) for word in _WORDS.findall(request.text)]
+
+
+def _written(text: str) -> list[voice_decoder_pb2.TextTokens]:
+    """A text as a voice reads it that reads text only."""
+    words = [voice_decoder_pb2.TextToken(text=word) for word in _WORDS.findall(text)]
+    return [
+        voice_decoder_pb2.TextTokens(tokens=words[first : first + _TOKENS_A_MESSAGE])
+        for first in range(0, len(words), _TOKENS_A_MESSAGE)
+    ]
+
+
+async def _spoken(
+    channel: grpc.aio.Channel,
+    config: voice_decoder_pb2.DecodeConfig,
+    tokens: Iterable[voice_decoder_pb2.TextTokens],
+) -> tuple[bytearray, voice_decoder_pb2.DecodeDone]:
+    """The audio of tokens, and what the voice says at its end."""
 
     async def requests() -> AsyncIterator[voice_decoder_pb2.DecodeRequest]:
-        yield voice_decoder_pb2.DecodeRequest(
-            config=voice_decoder_pb2.DecodeConfig(
-                format=request.format, voice=request.voice, instruct=request.instruct
-            )
-        )
-        for first in range(0, len(tokens), _TOKENS_A_MESSAGE):
-            yield voice_decoder_pb2.DecodeRequest(
-                tokens=voice_decoder_pb2.TextTokens(
-                    tokens=tokens[first : first + _TOKENS_A_MESSAGE]
-                )
-            )
+        yield voice_decoder_pb2.DecodeRequest(config=config)
+        for some in tokens:
+            yield voice_decoder_pb2.DecodeRequest(tokens=some)
         yield voice_decoder_pb2.DecodeRequest(end=voice_decoder_pb2.DecodeEnd())
 
-    audio = bytearray()
-    done = voice_decoder_pb2.DecodeDone()
-    call = VoiceDecoderServiceStub(channel).Decode(requests(), timeout=deadline_seconds)
+    audio, done = bytearray(), voice_decoder_pb2.DecodeDone()
+    call = VoiceDecoderServiceStub(channel).Decode(requests())
     try:
         async for response in call:
             audio += response.audio.data
@@ -77,16 +136,7 @@ async def say(
         raise status from None
     finally:
         call.cancel()
-    if not audio:
-        reason = done.unspoken_reason or "nothing in it can be said"
-        raise invalid_argument("text", reason, reason="TEXT_UNSPEAKABLE")
-    frames = len(audio) // checks.frame_bytes(request.format)
-    return conversation_pb2.SayResponse(
-        format=request.format,
-        audio=bytes(audio),
-        audio_ms=round(frames * 1000 / request.format.sample_rate_hz),
-        compute_ms=done.compute_ms,
-    )
+    return audio, done
 
 
 async def transcribe(

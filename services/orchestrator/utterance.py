@@ -25,6 +25,7 @@ from minmo.v1 import common_pb2, llm_pb2, voice_decoder_pb2
 from minmo.v1.voice_decoder_pb2_grpc import VoiceDecoderServiceStub
 from services.orchestrator.delivery import Delivery
 from services.orchestrator.mind import Context, Sampling
+from services.orchestrator.query import Query
 from services.orchestrator.retry import LOST, Outage
 from services.orchestrator.tool_calls import CallParser, Found
 from services.orchestrator.waterfall import Waterfall
@@ -60,7 +61,17 @@ class UtteranceState(Enum):
 
 @dataclass(frozen=True)
 class Voice:
-    """How to speak, and where."""
+    """How to speak, and where.
+
+    Attributes:
+        channel: to the voice decoder.
+        audio_format: of what it is to send.
+        name: of the voice; empty is the default one.
+        instruct: how to speak, in words.
+        deadline_seconds: longest wait for its next audio.
+        reads_hidden_states: whether it needs the LLM's.
+        query_positions: positions of the user's words that it reads first; 0 for none.
+    """
 
     channel: grpc.aio.Channel
     audio_format: common_pb2.AudioFormat
@@ -68,6 +79,7 @@ class Voice:
     instruct: str
     deadline_seconds: float
     reads_hidden_states: bool
+    query_positions: int = 0
 
 
 @dataclass(frozen=True)
@@ -233,11 +245,17 @@ class Utterance:
     # --- its life
 
     async def run(
-        self, context: Context, max_tokens: int, sampling: Sampling, query: common_pb2.FloatMatrix
+        self, context: Context, max_tokens: int, sampling: Sampling, query: Query
     ) -> None:
         """Thinks, speaks, and waits until all was heard.
 
         Cancelling it stops LLM and voice within one step.
+
+        Args:
+            context: what the LLM has read; it stands where the answer begins.
+            max_tokens: of the answer.
+            sampling: how they are chosen.
+            query: what the voice reads first; one that takes a lost one's place reads it too.
 
         Raises:
             StatusError: the LLM or the voice could not be had in time.
@@ -313,7 +331,7 @@ class Utterance:
                 await self._on_call(call)
         return found.over or (self._only_calls and bool(found.calls))
 
-    async def _speak(self, query: common_pb2.FloatMatrix) -> None:
+    async def _speak(self, query: Query) -> None:
         while True:
             try:
                 await self._speak_once(query)
@@ -334,14 +352,16 @@ class Utterance:
                     reason="VOICE_UNAVAILABLE",
                 )
 
-    async def _speak_once(self, query: common_pb2.FloatMatrix) -> None:
+    async def _speak_once(self, query: Query) -> None:
         place = bisect_right(self._marks, self._samples, key=lambda mark: mark[0])
         first_token = self._marks[place - 1][1] if place else 0
         config = voice_decoder_pb2.DecodeConfig(
             format=self._voice.audio_format,
             voice=self._voice.name,
-            instruct=self._voice.instruct,
-            query_hidden_states=query if self._voice.reads_hidden_states else None,
+            # A voice that reads the LLM finds the instruction in the query.
+            instruct="" if self._voice.reads_hidden_states else self._voice.instruct,
+            query_embeddings=query.embeddings,
+            query_hidden_states=query.hidden_states,
             first_token=first_token,
             first_sample=self._samples,
         )

@@ -22,6 +22,8 @@ from minmo.v1 import common_pb2, voice_decoder_pb2
 
 _MAX_INSTRUCT_CHARACTERS = 200
 _MAX_SHOWN = 60
+# What a configuration carries besides the query.
+_CONFIG_BYTES = 64 * 1024
 # About the length of an answer.
 _RETRY_AFTER_SECONDS = 5.0
 
@@ -59,6 +61,14 @@ def voice_named(name: str, voices: Mapping[str, Voice]) -> Voice:
             metadata={"voices": known},
         )
     return voices[name]
+
+
+def max_query_positions(voice: Voice, max_message_bytes: int) -> int:
+    """Positions of a query that the voice reads at most and that a message holds."""
+    if not voice.reads_hidden_states:
+        return 0
+    room = max_message_bytes - _CONFIG_BYTES
+    return min(voice.max_query_positions, max(0, room // (2 * 4 * voice.hidden_width)))
 
 
 def opened(voice: Voice, config: voice_decoder_pb2.DecodeConfig) -> Utterance:

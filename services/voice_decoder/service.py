@@ -18,6 +18,7 @@ from minmo.rpc.stuck import watch_compute
 from minmo.settings import VoiceDecoderSettings
 from minmo.v1 import voice_decoder_pb2, voice_decoder_pb2_grpc
 from services.loading import load_weights
+from services.voice_decoder import checks
 from services.voice_decoder.stream import DecodeStream
 from services.voice_decoder.voices import Voices, load_voices
 from services.voice_decoder.workload import ENGINE, WORKLOAD, CountingExecutor
@@ -97,8 +98,16 @@ class VoiceDecoderServicer(voice_decoder_pb2_grpc.VoiceDecoderServiceServicer):
         request: voice_decoder_pb2.ListVoicesRequest,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> voice_decoder_pb2.ListVoicesResponse:
-        """Says which voices there are."""
-        return voice_decoder_pb2.ListVoicesResponse(names=self.voices)
+        """Says which voices there are, and what they read."""
+        voices = self.voices.values()
+        return voice_decoder_pb2.ListVoicesResponse(
+            names=self.voices,
+            reads_hidden_states=any(voice.reads_hidden_states for voice in voices),
+            max_query_positions=min(
+                checks.max_query_positions(voice, self._settings.max_message_bytes)
+                for voice in voices
+            ),
+        )
 
     # The stub knows generators only; a coroutine that writes can put a deadline on its writes.
     async def Decode(  # type: ignore[override]  # noqa: N802

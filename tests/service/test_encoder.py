@@ -21,6 +21,7 @@ import pytest
 
 from minmo.audio.pcm import PcmFormat, Samples
 from minmo.audio.resample import resample
+from minmo.model.probing import SCALE
 from minmo.rpc.errors import StatusError, parse
 from minmo.v1 import common_pb2, encoder_pb2
 from minmo.v1.encoder_pb2_grpc import EncoderServiceStub
@@ -113,6 +114,7 @@ class Heard:
     activities: list[encoder_pb2.VoiceActivity] = field(default_factory=list)
     embeddings: list[encoder_pb2.SegmentEmbeddings] = field(default_factory=list)
     transcripts: list[encoder_pb2.SegmentTranscript] = field(default_factory=list)
+    probes: list[encoder_pb2.SegmentProbe] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
 
     def add(self, response: encoder_pb2.EncodeResponse) -> None:
@@ -128,6 +130,10 @@ class Heard:
                 self.embeddings.append(response.embeddings)
             case "transcript":
                 self.transcripts.append(response.transcript)
+            case "probe":
+                # What was heard up to the step's end came before it.
+                assert self.kinds[-2] in ("embeddings", "probe")
+                self.probes.append(response.probe)
 
     @property
     def pieces(self) -> list[int]:
@@ -170,9 +176,11 @@ def recognize(start: int, end: int, segment_id: int = 1) -> Request:
     )
 
 
-def start_embedding(start: int, segment_id: int = 1) -> Request:
+def start_embedding(start: int, segment_id: int = 1, *, probes: bool = False) -> Request:
     return Request(
-        start_embedding=encoder_pb2.StartEmbedding(segment_id=segment_id, start_sample=start)
+        start_embedding=encoder_pb2.StartEmbedding(
+            segment_id=segment_id, start_sample=start, probes=probes
+        )
     )
 
 
@@ -194,6 +202,24 @@ async def hear(stub: EncoderServiceStub, requests: Sequence[Request]) -> Heard:
 
     async for response in stub.Encode(send(), timeout=DEADLINE_SECONDS):
         heard.add(response)
+    return heard
+
+
+async def probed(stub: EncoderServiceStub, requests: Sequence[Request], count: int) -> Heard:
+    """Sends the requests, and leaves when so many probes have come."""
+    heard = Heard()
+
+    async def send() -> AsyncIterator[Request]:
+        for request in requests:
+            yield request
+        await asyncio.Event().wait()  # the segment stays open
+
+    call = stub.Encode(send(), timeout=DEADLINE_SECONDS)
+    async for response in call:
+        heard.add(response)
+        if len(heard.probes) == count:
+            call.cancel()
+            break
     return heard
 
 
@@ -346,6 +372,30 @@ async def test_embeddings_come_while_the_speech_goes_on(stub: EncoderServiceStub
     assert len(heard.matrix) > 5
     assert heard.ready.look_ahead_samples == 2304 + 511
     call.cancel()
+
+
+async def test_each_step_is_probed_where_it_is_asked_for_also_in_silence(
+    stub: EncoderServiceStub,
+) -> None:
+    clip = np.concatenate((CLIPS[0].samples[:20_000], np.zeros(20_000, np.float32)))
+    start = 300
+    results = []
+    for milliseconds in (20, 900):
+        first, *others = audio(clip, milliseconds=milliseconds)
+        requests = [config(), first, start_embedding(start, probes=True), *others]
+        count = (len(clip) - start - 511) // 2304
+        results.append(await probed(stub, requests, count))
+    first, second = results
+    steps = range(len(first.probes))
+    assert [probe.end_sample for probe in first.probes] == [start + 2304 * (n + 1) for n in steps]
+    assert [probe.step for probe in first.probes] == list(steps)
+    rows = [np.frombuffer(probe.embedding.data, "<f4") for probe in first.probes]
+    assert all(row.shape == (576,) for row in rows)
+    again = [np.frombuffer(probe.embedding.data, "<f4") for probe in second.probes]
+    np.testing.assert_array_equal(rows, again)
+    assert np.sqrt(np.mean(np.square(rows))) == pytest.approx(SCALE, rel=0.5)
+    quiet = await hear(stub, [config(), start_embedding(0), *audio(clip)])
+    assert quiet.probes == []
 
 
 async def test_an_encoder_that_takes_over_gives_the_same_embeddings(

@@ -17,6 +17,7 @@ import torch
 
 from minmo import weights
 from minmo.engine.prompt import ChatFormat
+from minmo.engine.spoken_text import spoken_text
 from minmo.model.llm import Llm, LlmCache, LlmConfig, Segment
 from minmo.rpc import client
 from minmo.rpc.errors import StatusError
@@ -24,6 +25,7 @@ from minmo.settings import LlmSettings
 from minmo.v1 import common_pb2, llm_pb2
 from minmo.v1.llm_pb2_grpc import LlmServiceStub
 from services.llm.service import LlmService, _load_reader
+from services.orchestrator.reading_aloud import Reader
 from tests.service.llm_processes import (
     Caller,
     LlmProcess,
@@ -35,6 +37,7 @@ from tests.service.llm_processes import (
     text,
 )
 
+SYSTEM_PROMPT = "You are a helpful voice assistant."
 QUESTIONS = (
     "What is the capital of France?",
     "Name three fruits.",
@@ -184,6 +187,51 @@ async def test_embeddings_and_text_mix_and_say_where_each_ends(line: Caller) -> 
     assert (done.hidden_states.rows, done.hidden_states.columns) == (done.position, 576)
     assert np.isfinite(matrix(done.hidden_states.data)).all()
     assert not done.HasField("turn")
+
+
+async def test_the_end_of_what_was_read_comes_back_with_what_was_made_of_it(
+    line: Caller, folder: Path
+) -> None:
+    parts = [*text("Listen: "), embeddings(7), *text("", "and answer.")]
+    asked = {"return_hidden_states": True, "return_embeddings": True, "return_tokens": True}
+    whole = (await line.done(prefill=prefill(parts, **asked))).prefill_done
+    end = await line.done(branch="end", prefill=prefill(parts, return_last=5, **asked))
+    embedded, states = matrix(whole.embeddings.data), matrix(whole.hidden_states.data)
+    assert len(embedded) == len(states) == whole.position
+    first, last = whole.part_positions[:2]
+    assert embedded[first:last].tobytes() == parts[1].embeddings.data
+    np.testing.assert_array_equal(matrix(end.prefill_done.embeddings.data), embedded[-5:])
+    np.testing.assert_array_equal(matrix(end.prefill_done.hidden_states.data), states[-5:])
+    format_ = ChatFormat.from_folder(folder)
+    read = [token.id for token in whole.tokens]
+    assert read == [*format_.text("Listen: "), *format_.text("and answer.")]
+    assert "".join(token.text for token in whole.tokens) == "Listen: and answer."
+
+
+async def test_a_text_to_be_said_is_read_as_the_voice_was_trained_to_read_it(
+    address: str, folder: Path
+) -> None:
+    said = "The kettle is on, it costs twelve dollars, and Doctor Lee drinks tea. " * 6
+    format_ = ChatFormat.from_folder(folder)
+    made = spoken_text(format_, said.strip(), "Say it sadly.", SYSTEM_PROMPT)
+    model = Llm.from_state_dict(
+        LlmConfig.from_dict(weights.read_config(folder)), weights.load_state_dict(folder)
+    )
+    with torch.inference_mode():
+        rows = model.embed(torch.tensor(made.tokens))
+        states = model.forward_sequence(rows[None])[0].numpy()
+    async with grpc.aio.insecure_channel(address) as channel:
+        reader = Reader(channel, SYSTEM_PROMPT, deadline_seconds=20, recovery_seconds=20)
+        query, tokens = await reader.read(said.strip(), "Say it sadly.", 256)
+    asked = slice(made.query.start, made.query.stop)
+    np.testing.assert_array_equal(matrix(query.embeddings.data), rows[asked].numpy())
+    np.testing.assert_allclose(matrix(query.hidden_states.data), states[asked], atol=2e-3)
+    assert len(tokens) > 1
+    assert [token.id for some in tokens for token in some.tokens] == made.said_tokens
+    assert "".join(token.text for some in tokens for token in some.tokens) == said.strip()
+    predicting = np.concatenate([matrix(some.hidden_states.data) for some in tokens])
+    expected = states[made.predicting.start : made.predicting.stop]
+    np.testing.assert_allclose(predicting, expected, atol=2e-3)
 
 
 async def test_what_a_user_says_cannot_end_his_turn(line: Caller, folder: Path) -> None:

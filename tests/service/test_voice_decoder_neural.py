@@ -73,6 +73,30 @@ async def test_an_answer_is_spoken_to_its_last_token_and_the_same_again(
     assert process.metric("minmo_voice_slots") == 1
 
 
+async def test_it_says_what_it_reads_and_the_query_changes_what_is_said(
+    stub: VoiceDecoderServiceStub,
+) -> None:
+    told = await stub.ListVoices(voice_decoder_pb2.ListVoicesRequest(), timeout=10)
+    assert (list(told.names), told.reads_hidden_states) == (["random"], True)
+    # 4 MiB hold fewer rows of both matrices than a context of 2048 positions.
+    longest = (4 * 1024 * 1024 - 64 * 1024) // (2 * 4 * WIDTH)
+    assert told.max_query_positions == longest
+
+    def asking(rows: int) -> Request:
+        values = np.random.default_rng(5).standard_normal((rows, WIDTH)).astype("<f4")
+        query = common_pb2.FloatMatrix(data=values.tobytes(), rows=rows, columns=WIDTH)
+        config = Config(format=FORMAT, query_embeddings=query, query_hidden_states=query)
+        return Request(config=config)
+
+    plain = await decode(stub, CONFIG, tokens(2), END)
+    asked = await decode(stub, asking(longest), tokens(2), END)
+    assert asked.data != plain.data
+    instructed = Request(config=Config(format=FORMAT, instruct="say it sadly"))
+    error = await refused(stub, instructed, tokens(2), END)
+    assert error.reason == "INSTRUCT_NOT_SUPPORTED"
+    assert "in the query" in error.message
+
+
 async def test_who_finds_no_slot_in_time_is_refused_and_a_slot_is_free_when_its_caller_leaves(
     process: Process, stub: VoiceDecoderServiceStub
 ) -> None:

@@ -2,6 +2,7 @@
 
 Its cache is a list of units a branch: one for each byte of text, each token, each role. The next
 token's id is the number of units read, so a token tells what the LLM had read when it made it.
+Hidden states and embeddings tell their position.
 """
 
 from __future__ import annotations
@@ -11,11 +12,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
+import numpy as np
 from grpc_status import rpc_status
 
 from minmo.rpc.errors import unavailable
 from minmo.v1 import llm_pb2
+from minmo.v1.common_pb2 import FloatMatrix
 from minmo.v1.llm_pb2_grpc import LlmServiceServicer, add_LlmServiceServicer_to_server
+
+WIDTH, HIDDEN, EMBEDDING = 4, 1, 2
+
+
+def rows_of(positions: range, kind: int) -> FloatMatrix:
+    """A row for each position, which tells the position and of what kind it is."""
+    rows = [[position, kind, 0, 0] for position in positions]
+    data = np.array(rows, "<f4").tobytes()
+    return FloatMatrix(data=data, rows=len(rows), columns=WIDTH)
 
 
 def units_of(part: llm_pb2.PromptPart) -> list[str]:
@@ -35,10 +47,14 @@ class FakeLlm(LlmServiceServicer):
     def __init__(self) -> None:
         self.branches: dict[str, list[str]] = {}
         self.operations: list[str] = []
+        self.prefills: list[llm_pb2.Prefill] = []
         self.stop_after = 5
         self.script: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.probed: list[str] = []
+        self.probe_gate = asyncio.Event()
+        self.probe_gate.set()
         self.refuse: list[str] = []
         self.break_stream = 0
         self.epoch = 0
@@ -115,7 +131,8 @@ class FakeLlm(LlmServiceServicer):
             return fail(self.refuse.pop())
         cache = self.branches.get(request.branch)
         if kind == "close":
-            self.branches.pop(request.branch, None)
+            for name in [request.branch] if request.branch else list(self.branches):
+                self.branches.pop(name, None)
             answer.branch_done.position = 0
         elif kind == "prefill":
             if cache is None and request.prefill.position:
@@ -123,16 +140,37 @@ class FakeLlm(LlmServiceServicer):
             cache = self.branches.setdefault(request.branch, [])
             if len(cache) != request.prefill.position:
                 return fail("WRONG_POSITION")
-            for part in request.prefill.parts:
+            done, prefill = answer.prefill_done, request.prefill
+            self.prefills.append(prefill)
+            for part in prefill.parts:
                 cache += units_of(part)
-                answer.prefill_done.part_positions.append(len(cache))
-            answer.prefill_done.position = len(cache)
+                done.part_positions.append(len(cache))
+                if prefill.return_tokens:
+                    done.tokens.extend(
+                        llm_pb2.TextPiece(id=ord(unit), text=unit) for unit in part.text
+                    )
+            done.position = len(cache)
+            read = range(prefill.position, len(cache))[-prefill.return_last :]
+            if prefill.return_hidden_states:
+                done.hidden_states.CopyFrom(rows_of(read, HIDDEN))
+            if prefill.return_embeddings:
+                done.embeddings.CopyFrom(rows_of(read, EMBEDDING))
         elif kind == "fork":
             source = self.branches.get(request.fork.source)
             if source is None:
                 return fail("CACHE_LOST")
             self.branches[request.branch] = source[: request.fork.position]
             answer.branch_done.position = request.fork.position
+        elif kind == "probe":
+            if cache is None:
+                return fail("CACHE_LOST")
+            if len(cache) != request.probe.position:
+                return fail("WRONG_POSITION")
+            self.probed.append("".join(cache))
+            await self.probe_gate.wait()
+            # The share of the branch that was read, which tells probes apart.
+            answer.probe_done.position = len(cache)
+            answer.probe_done.turn.assistant_turn = len(cache) / 100
         elif kind == "truncate":
             if cache is None:
                 return fail("CACHE_LOST")
@@ -167,6 +205,8 @@ class FakeLlm(LlmServiceServicer):
                 last = len(cache)
                 text = script[made] if script else f" {last}"
                 token = llm_pb2.Token(index=made, id=last, text=text)
+                if request.generate.return_hidden_states:
+                    token.hidden_state = rows_of(range(last - 1, last), HIDDEN).data
                 answers.put_nowait(
                     llm_pb2.RunResponse(operation_id=request.operation_id, token=token)
                 )
@@ -186,7 +226,7 @@ class FakeLlm(LlmServiceServicer):
     async def GetModel(
         self, request: llm_pb2.GetModelRequest, context: grpc.aio.ServicerContext
     ) -> llm_pb2.GetModelResponse:
-        return llm_pb2.GetModelResponse(width=4, context_length=100, slots=4, replica_id="fake")
+        return llm_pb2.GetModelResponse(width=WIDTH, context_length=100, slots=4, replica_id="fake")
 
 
 @asynccontextmanager

@@ -27,11 +27,15 @@ from minmo.training.bundle import plan as plans
 from minmo.training.bundle import results, run, start, unpack, wheels
 from minmo.training.bundle.code import code
 from minmo.training.bundle.errors import BundleError
-from minmo.training.bundle.make import Contents, make
+from minmo.training.bundle.make import Contents, make, preset_there
 from minmo.training.bundle.parts import Entry, Part, write_parts
 from minmo.training.bundle.plan import Plan, Step
+from minmo.training.bundle.speaking import Folders, speaking
+from minmo.training.bundle.weights import weights
 from minmo.weights.modules import load_module, random_module, write_module
 from tests.unit.tiny_presets import write_preset
+from tests.unit.tiny_speaking import make_place, name_tokens, spelled_aloud
+from tests.unit.tiny_training import write_shard
 
 _APPS = {"data": data_cli.app, "train": train_cli.app, "eval": eval_cli.app}
 _CHUNK = 1 << 12
@@ -274,8 +278,65 @@ def _options_of(app: typer.Typer, *path: str) -> set[str]:
     return {option for parameter in command.params for option in parameter.opts}
 
 
-def test_the_commands_of_the_plan_have_the_options_that_it_gives() -> None:
-    plan = plans.listening("mini", texts="texts", recordings=["people"])
+def test_speaking_is_trained_into_one_voice_set() -> None:
+    plan = speaking(
+        "mini",
+        texts="texts/texts.jsonl.gz",
+        folders=Folders(["people"], ["kathleen"], ["styles"]),
+        tokenizer=False,
+        recipes={"speak": "recipes/speak.yaml"},
+        minutes={"speak": 30.0},
+    )
+    steps = {step.name: " ".join(step.command) for step in plan.steps}
+    assert list(steps) == [
+        *("speech", "speech-tokenizer", "export-speech-tokenizer", "tokens"),
+        *("token2wav", "export-token2wav"),
+        *("vocoder", "vocoder-adversarial", "export-vocoder-adversarial"),
+        *("speak", "speak-voice", "speak-dialogue", "export-speak-dialogue"),
+    ]
+    made, people, kathleen, styles = (
+        f"{{root}}/home/speech/{name}" for name in ("made-24k", "people", "kathleen", "styles")
+    )
+    assert f"--rate 24000 --out {made}" in steps["speech"]
+    assert f"tokens {made} {people} {kathleen} {styles} --workers" in steps["tokens"]
+    assert f"--data {made} --data {people} --data {kathleen} --minutes" in steps["token2wav"]
+    assert f"--data {kathleen} --init {{work}}/vocoder " in steps["vocoder-adversarial"]
+    assert "text-to-speech --recipe {root}/recipes/speak.yaml" in steps["speak"]
+    assert f"--data {made} --data {people} --minutes 30 " in steps["speak"]
+    assert f"--data {kathleen} --init {{work}}/speak " in steps["speak-voice"]
+    assert f"--data {styles} --data {kathleen} --init {{work}}/speak-v" in steps["speak-dialogue"]
+    assert "home/weights/*/voice/**/*" in plan.results
+
+
+def test_speaking_needs_no_more_than_there_is() -> None:
+    def names(folders: Folders, *, tokenizer: bool = True) -> list[str]:
+        plan = speaking("mini", texts=None, folders=folders, tokenizer=tokenizer)
+        return [step.name for step in plan.steps]
+
+    assert names(Folders(["people"]))[-2:] == ["speak", "export-speak"]
+    assert names(Folders(voice=["kathleen"]))[-2:] == ["speak", "export-speak"]
+    assert "speech-tokenizer" not in names(Folders(["people"]))
+    assert names(Folders(["people"]), tokenizer=False)[0] == "speech-tokenizer"
+    with pytest.raises(BundleError, match="nothing to learn from"):
+        names(Folders(instructed=["styles"]))
+    with pytest.raises(BundleError, match="no step 'sft'"):
+        speaking("mini", texts="a", folders=Folders(), tokenizer=True, minutes={"sft": 1.0})
+
+
+_PLANS = {
+    "listening": plans.listening("mini", texts="texts", recordings=["people"]),
+    "speaking": speaking(
+        "mini",
+        texts="texts",
+        folders=Folders(["people"], ["kathleen"], ["styles"]),
+        tokenizer=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("trained", list(_PLANS))
+def test_the_commands_of_the_plan_have_the_options_that_it_gives(trained: str) -> None:
+    plan = _PLANS[trained]
     checked = 0
     for step in plan.steps:
         program, group, name, *rest = step.command
@@ -650,6 +711,75 @@ def test_a_bundle_unpacks_runs_and_comes_home(
     results.collect(there / "results", home)
     assert json.loads((home / "work/sizes.out").read_text()) == sizes
     assert json.loads((home / run.FIGURES).read_text())["machine"]["torch"] == torch.__version__
+
+
+def test_a_voice_is_trained_from_a_bundle_in_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = make_place(tmp_path)
+    monkeypatch.setenv("MINMO_HOME", str(tmp_path / "home"))
+    for name, count in (("train.0000", 6), ("valid.0000", 2)):
+        shard = write_shard(tmp_path / "people-24k", name, count)
+        name_tokens(preset, shard, lambda text, _: spelled_aloud(text))
+    plan = speaking(
+        preset_there(str(preset)),
+        texts=None,
+        folders=Folders(["people-24k"]),
+        tokenizer=True,
+        minutes={"token2wav": 0.01},
+    )
+    begun = plans.Plan(plan.steps[:3], plan.results, plan.unfinished)
+    assert [step.name for step in begun.steps] == ["tokens", "token2wav", "export-token2wav"]
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    contents = Contents(
+        plan=begun,
+        preset=str(preset),
+        modules=("voice_encoder", "llm", "speech_tokenizer"),
+        recordings={"people-24k": tmp_path / "people-24k"},
+        python=here,
+        roots={},
+    )
+    parts = make(contents, tmp_path / "parts", 60_000_000)
+    assert all(part.size <= 60_000_000 for part in parts)
+    there = tmp_path / "there"
+    assert unpack.main([str(there)], parts[0].path) == 0
+    # Nothing but the parts is there.
+    shutil.rmtree(tmp_path / "home")
+    shutil.rmtree(tmp_path / "people-24k")
+    preset.unlink()
+    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [str(there / "run.sh"), "--minutes", "5"],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 speech tokens of 0 clips" in done.stdout
+    assert "2 shards had theirs" in done.stdout
+    home = tmp_path / "collected"
+    results.collect(there / "results", home)
+    # The voice set comes home with the tokenizer that it was trained with.
+    monkeypatch.setenv("MINMO_HOME", str(home / "home"))
+    there_preset = str(there / "presets/tiny.toml")
+    load_module(
+        there_preset, "flow_matching", folder=home / "home/weights/tiny/voice/flow_matching"
+    )
+    assert {path.name for path in (home / "home/weights/tiny/voice").iterdir()} == {
+        *("speech_tokenizer", "flow_matching", "speakers")
+    }
+    assert (home / "work/token2wav/curves/train.csv").is_file()
+
+
+def test_modules_of_the_voice_lie_in_its_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = make_place(tmp_path)
+    monkeypatch.setenv("MINMO_HOME", str(tmp_path / "home"))
+    entries = weights(str(preset), ("llm", "speech_tokenizer"), tmp_path)
+    folders = {entry.path.rsplit("/", 1)[0] for entry in entries}
+    assert folders == {"home/weights/tiny/llm", "home/weights/tiny/voice/speech_tokenizer"}
 
 
 def test_what_lacks_is_said_before_anything_is_packed(

@@ -11,7 +11,7 @@ import torch
 from minmo.audio.pcm import PcmFormat, Samples
 from minmo.audio.resample import resample
 from minmo.audio.vad import VadThresholds
-from minmo.engine.listening import Heard, Schedule
+from minmo.engine.listening import Heard, Probe, Schedule
 from minmo.rpc.errors import StatusError
 from minmo.rpc.health import Readiness
 from minmo.settings import EncoderSettings
@@ -130,6 +130,9 @@ class CountingEmbedder:
         self.taken.append(len(chunk))
         return self._up_to(SCHEDULE.blocks(self.samples))
 
+    def take_probes(self) -> list[Probe]:
+        return [Probe(torch.zeros(1, 4), step) for step in (0, 1)]
+
     def finish(self, samples: int) -> Heard:
         self.finished = samples
         return self._up_to(-(-samples // 768))
@@ -158,8 +161,30 @@ def work(segment: Segment) -> list[encoder_pb2.SegmentEmbeddings]:
     answers = []
     while segment.has_work:
         made = segment.next_job()()
-        answers.append(segment.answer(made, final=segment.is_complete).embeddings)
+        answers += [
+            answer.embeddings
+            for answer in segment.answers(made, final=segment.is_complete)
+            if answer.HasField("embeddings")
+        ]
     return answers
+
+
+def test_probes_follow_the_pieces_until_the_segment_is_to_end() -> None:
+    segment, _ = segment_of(1000)
+    segment.add(np.zeros(4 * 768 + 100, np.float32))
+    made = segment.next_job()()
+    embeddings, first, second = segment.answers(made, final=False)
+    assert embeddings.embeddings.embeddings.rows == 4
+    ends = [probe.probe.end_sample for probe in (first, second)]
+    assert ends == [1000 + 3 * 768, 1000 + 6 * 768]
+    assert [probe.probe.step for probe in (first, second)] == [0, 1]
+    assert first.probe.segment_id == 3
+    assert (first.probe.embedding.rows, first.probe.embedding.columns) == (1, 4)
+    segment.end_at(1000 + 4 * 768 + 100)
+    made = segment.next_job()()
+    assert len(made.probes) == 2
+    (last,) = segment.answers(made, final=segment.is_complete)
+    assert last.embeddings.final
 
 
 def test_a_segment_works_in_blocks_and_says_what_is_heard_in_them() -> None:

@@ -679,3 +679,24 @@ def test_a_turn_predictor_sees_the_branch_up_to_its_last_position(
     assert desk.prefill(*PROMPT).turn == (0.75, 0.25)
     assert desk.prefill(1, 2, position=5).turn == (0.75, 0.25)
     assert seen == [5, 7]
+
+
+def test_a_prefill_returns_what_was_read_at_its_end(desk: Desk) -> None:
+    parts = (tokens(*PROMPT), embeddings(3), tokens(7, 8))
+    asked = {"return_hidden_states": True, "return_embeddings": True}
+    whole = desk.ask(Prefill(0, parts, **asked))
+    end = desk.ask(Prefill(0, parts, return_last=4, **asked), branch="end")
+    assert isinstance(whole, Prefilled) and isinstance(end, Prefilled)
+    assert whole.embeddings is not None and end.embeddings is not None
+    table = desk.model.embed(torch.tensor([*PROMPT, 7, 8])).numpy()
+    read = np.concatenate([table[: len(PROMPT)], parts[1], table[len(PROMPT) :]])
+    np.testing.assert_array_equal(whole.embeddings, read)
+    np.testing.assert_array_equal(end.embeddings, read[-4:])
+    np.testing.assert_array_equal(end.hidden_states, whole.hidden_states[-4:])
+    longer = desk.ask(Prefill(0, parts, return_last=99, **asked), branch="longer")
+    assert isinstance(longer, Prefilled)
+    np.testing.assert_array_equal(longer.hidden_states, whole.hidden_states)
+    bare = desk.ask(Prefill(0, parts), branch="bare")
+    assert isinstance(bare, Prefilled)
+    assert bare.hidden_states is None
+    assert bare.embeddings is None

@@ -8,12 +8,13 @@ from minmo.audio.pcm import Samples
 from minmo.engine.listening import (
     AlignedEmbedder,
     Heard,
+    Probe,
     Recogniser,
     Schedule,
     split_at_quiet,
 )
 from minmo.engine.reading import read_with_moonshine
-from minmo.model import merging
+from minmo.model import merging, probing
 from minmo.model.input_projector import InputProjector, InputProjectorConfig
 from minmo.model.moonshine_encoder import MoonshineEncoder, MoonshineEncoderConfig
 from minmo.model.moonshine_recognizer import MoonshineRecognizer, MoonshineRecognizerConfig
@@ -103,6 +104,34 @@ def test_no_bit_depends_on_how_the_audio_was_cut(chunk: int) -> None:
     found, expected = streamed(audio, chunk), streamed(audio, len(audio))
     assert found.tokens == expected.tokens
     assert torch.equal(found.embeddings, expected.embeddings)
+
+
+@pytest.mark.parametrize("chunk", [160, 2304, 3001, 40_000])
+def test_a_stream_probes_what_the_whole_clip_sounds_like(chunk: int) -> None:
+    audio = noise(40_000)
+    made = AlignedEmbedder(ENCODER, PROJECTOR, HEAD, probes=True)
+    given: list[Probe] = []
+    for start in range(0, len(audio), chunk):
+        made.process(audio[start : start + chunk])
+        given += made.take_probes()
+        taken = min(start + chunk, len(audio))
+        # A step is probed when its block has been encoded.
+        assert len(given) == SCHEDULE.blocks(taken)
+    made.finish(len(audio))
+    assert made.take_probes() == []
+    with torch.inference_mode():
+        embeddings = PROJECTOR(ENCODER.forward_causal(torch.from_numpy(audio)[None]))
+        normalised = HEAD.norm(embeddings)
+        whole = probing.probes(normalised, torch.tensor([normalised.shape[1]]))
+    assert [probe.step for probe in given] == list(range(len(given)))
+    found = torch.cat([probe.embedding for probe in given])
+    torch.testing.assert_close(found, whole.embeddings[0, : len(given)], atol=1e-5, rtol=0)
+
+
+def test_nobody_is_probed_who_did_not_ask() -> None:
+    made = embedder()
+    made.process(noise(10_000))
+    assert made.take_probes() == []
 
 
 def test_pieces_come_while_the_audio_comes_and_never_later_than_promised() -> None:

@@ -48,6 +48,7 @@ class HoarseVoice:
     sample_rate_hz = 16_000
     reads_hidden_states = False
     hidden_width = 0
+    max_query_positions = 0
     unspoken_reason = ""
 
     def open(self, instruct: str, query: object) -> "HoarseVoice":

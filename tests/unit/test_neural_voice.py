@@ -156,8 +156,28 @@ def test_warming_up_leaves_no_slot_taken(engine: VoiceEngine, voice: Voice) -> N
 
 
 def test_an_instruction_in_words_is_refused(voice: Voice) -> None:
-    with pytest.raises(InstructError, match="send the query"):
+    with pytest.raises(InstructError, match="reads instructions in the query: let the LLM read it"):
         voice.open("sadly", None)
+
+
+def test_a_voice_that_reads_text_follows_no_instruction() -> None:
+    engine = VoiceEngine(tiny_voice(text_table=True), EngineOptions(slots=1, context=128))
+    voice = NeuralVoice(engine, SPEAKER)
+    assert voice.max_query_positions == 0
+    with pytest.raises(InstructError, match="'nobody' follows no instructions"):
+        voice.open("sadly", None)
+
+
+async def test_the_longest_query_that_it_states_is_taken(voice: Voice) -> None:
+    longest = voice.max_query_positions
+    rows = matrix(states(longest))
+    answers = await decode(
+        voice, config(query_hidden_states=rows, query_embeddings=rows), spoken(1), END
+    )
+    assert len(audio_of(answers))
+    rows = matrix(states(longest + 1))
+    with pytest.raises(StatusError, match=f"{longest + 1} positions; the voice reads up to"):
+        await decode(voice, config(query_hidden_states=rows, query_embeddings=rows), END)
 
 
 def test_the_users_query_changes_what_is_said(voice: Voice) -> None:

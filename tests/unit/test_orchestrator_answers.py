@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from structlog.testing import capture_logs
 
 from minmo.rpc.errors import StatusError
 from minmo.rpc.queues import StreamClosedError
-from minmo.v1.common_pb2 import AudioFormat
+from minmo.v1.common_pb2 import AUDIO_ENCODING_PCM_S16LE, AudioFormat
 from minmo.v1.conversation_pb2 import Playback, ToolChoice, TurnEventKind
 from services.orchestrator.answering import Answer, Answering
 from services.orchestrator.branches import Branches
@@ -26,6 +27,8 @@ from services.orchestrator.user_turn import Speech, UserTurn
 from services.orchestrator.utterance import Voice
 from services.orchestrator.waterfall import Waterfall
 from tests.unit.fake_llm import FakeLlm, served
+from tests.unit.fake_voice_decoder import FakeVoiceDecoder
+from tests.unit.fake_voice_decoder import served as spoken_by
 
 TOOL = Tool(
     "look",
@@ -391,3 +394,32 @@ async def test_a_client_that_is_gone_is_no_failure(link: tuple[FakeLlm, Link]) -
         await asyncio.wait_for(answer.task, 5)
     assert not [line for line in logs if line["log_level"] == "error"]
     assert setup.ended.empty()
+
+
+async def test_the_voice_reads_how_to_speak_and_then_what_the_user_said(
+    link: tuple[FakeLlm, Link],
+) -> None:
+    setup, decoder = Setup(*link, WELL), FakeVoiceDecoder()
+    setup.context.query_positions = 50
+    audio = AudioFormat(encoding=AUDIO_ENCODING_PCM_S16LE, sample_rate_hz=24_000, channels=1)
+    async with spoken_by(decoder) as channel:
+        voice = Voice(channel, audio, "", "sadly", 5, True, 50)
+        setup.answering.manner = replace(
+            setup.manner, text_only=False, reports_playback=False, voice=voice
+        )
+        await setup.answer()
+        await setup.answer()
+        setup.answering.manner = replace(
+            setup.answering.manner, voice=replace(voice, instruct="gladly")
+        )
+        await setup.answer()
+        await setup.answer(text_only=True)
+    queries = [(c.query_embeddings.rows, c.query_hidden_states.rows) for c in decoder.configs]
+    rows = len("sadly") + len("Well?")
+    assert queries == [(rows, rows), (rows, rows), (rows + 1, rows + 1)]
+    assert decoder.configs[0].query_embeddings == decoder.configs[1].query_embeddings
+    texts = [part.text for prefill in setup.llm.prefills for part in prefill.parts]
+    # The LLM reads an instruction once, on a branch of its own.
+    assert (texts.count("sadly"), texts.count("gladly")) == (1, 1)
+    assert list(setup.llm.branches) == ["main"]
+    assert "sadly" not in setup.read

@@ -17,7 +17,15 @@ from minmo.v1 import common_pb2, encoder_pb2
 from minmo.v1.encoder_pb2_grpc import EncoderServiceServicer, add_EncoderServiceServicer_to_server
 from services.orchestrator import listener as module
 from services.orchestrator import retry
-from services.orchestrator.listener import Embeddings, Failed, Found, Heard, Listener, Lost
+from services.orchestrator.listener import (
+    Embeddings,
+    Failed,
+    Found,
+    Heard,
+    Listener,
+    Lost,
+    Probe,
+)
 
 RATE = 16_000
 FORMAT = common_pb2.AudioFormat(
@@ -42,7 +50,7 @@ class FakeEncoder(EncoderServiceServicer):
         request_iterator: AsyncIterator[encoder_pb2.EncodeRequest],
         context: grpc.aio.ServicerContext,
     ) -> AsyncIterator[encoder_pb2.EncodeResponse]:
-        position, start, given = 0, None, 0
+        position, start, given, probed = 0, None, 0, None
         async for request in request_iterator:
             final = False
             match request.WhichOneof("message"):
@@ -66,6 +74,7 @@ class FakeEncoder(EncoderServiceServicer):
                     if self.refuses:
                         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not trained")
                     start, given = request.start_embedding.start_sample, 0
+                    probed = 0 if request.start_embedding.probes else None
                     self.starts.append(start)
                 case "end_embedding":
                     final = True
@@ -86,6 +95,16 @@ class FakeEncoder(EncoderServiceServicer):
                     text=" ".join(words),
                 )
             )
+            while probed is not None and (probed + 1) * 1000 <= position - start:
+                probed += 1
+                yield encoder_pb2.EncodeResponse(
+                    probe=encoder_pb2.SegmentProbe(
+                        segment_id=1,
+                        step=probed - 1,
+                        end_sample=start + probed * 1000,
+                        embedding=common_pb2.FloatMatrix(data=bytes(4), rows=1, columns=1),
+                    )
+                )
             if self.dies_at and position >= self.dies_at:
                 self.dies_at = 0
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the encoder died")
@@ -255,3 +274,32 @@ async def test_an_encoder_that_makes_no_embeddings_ends_the_conversation() -> No
     failed = conversation.heard[-1]
     assert isinstance(failed, Failed)
     assert "not trained" in str(failed.error)
+
+
+async def test_steps_are_probed_where_it_is_asked_for_and_none_twice() -> None:
+    encoder = FakeEncoder()
+    encoder.dies_at = 5000
+    async with talking(encoder) as talk:
+        await talk.speak(2)
+        await talk.listener.start_segment(0, probes=True)
+        await talk.speak(18)
+        await talk.listener.catch_up()
+        await talk.listener.end_segment(10_000)
+        await talk.until_final()
+    probes = [event for event in talk.heard if isinstance(event, Probe)]
+    ends = [probe.end for probe in probes]
+    assert ends == sorted(set(ends))
+    # The fake says what it has heard before it is told that the segment ends.
+    assert ends[-1] >= 9000
+    assert {probe.segment_id for probe in probes} == {1}
+    assert len(encoder.configs) == 2
+
+
+async def test_nobody_is_probed_who_did_not_ask() -> None:
+    async with talking(FakeEncoder()) as talk:
+        await talk.speak(2)
+        await talk.listener.start_segment(0)
+        await talk.speak(8)
+        await talk.listener.end_segment(5000)
+        await talk.until_final()
+    assert not any(isinstance(event, Probe) for event in talk.heard)

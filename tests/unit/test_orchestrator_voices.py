@@ -10,7 +10,8 @@ import pytest
 from minmo.rpc.errors import StatusError
 from minmo.v1 import voice_decoder_pb2, voice_decoder_pb2_grpc
 from services.orchestrator import voices
-from services.orchestrator.voices import Voices
+from services.orchestrator.query import POSITIONS
+from services.orchestrator.voices import Known, Voices
 
 
 class Decoder(voice_decoder_pb2_grpc.VoiceDecoderServiceServicer):
@@ -18,6 +19,7 @@ class Decoder(voice_decoder_pb2_grpc.VoiceDecoderServiceServicer):
 
     def __init__(self) -> None:
         self.names = ["default", "other"]
+        self.query_positions = 100
         self.asked = 0
         self.away = False
 
@@ -25,7 +27,9 @@ class Decoder(voice_decoder_pb2_grpc.VoiceDecoderServiceServicer):
         self.asked += 1
         if self.away:
             await context.abort(grpc.StatusCode.INTERNAL, "no")
-        return voice_decoder_pb2.ListVoicesResponse(names=self.names)
+        return voice_decoder_pb2.ListVoicesResponse(
+            names=self.names, reads_hidden_states=True, max_query_positions=self.query_positions
+        )
 
 
 @pytest.fixture
@@ -75,3 +79,15 @@ async def test_without_an_answer_what_was_known_holds_and_else_any_name_is_taken
     decoder.away = True
     with pytest.raises(StatusError):
         await known.check("anybody", "voice")
+
+
+async def test_what_they_read_is_known_and_a_query_is_bounded(
+    served: tuple[Decoder, Voices],
+) -> None:
+    decoder, known = served
+    assert known.latest == Known()
+    assert await known.known() == Known(("default", "other"), True, 100)
+    decoder.query_positions = 10_000
+    decoder.names.append("new")
+    await known.check("new", "voice")
+    assert known.latest.query_positions == POSITIONS

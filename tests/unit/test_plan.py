@@ -133,16 +133,16 @@ def aligned(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
             pass
 
 
-def test_in_aligned_mode_embeddings_are_loaded_and_hidden_states_sent(
+def test_in_aligned_mode_embeddings_are_loaded_and_in_both_hidden_states_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aligned(monkeypatch, tmp_path)
-    for mode, preload, sent in (("cascade", "words", False), ("aligned", "embeddings", True)):
+    for mode, preload in (("cascade", "words"), ("aligned", "embeddings")):
         planned, specs = plan(tmp_path, mode=mode)
         assert planned.mode == mode
         assert value(specs["orchestrator"], "--mode") == mode
         assert value(specs["encoder"], "--preload") == preload
-        assert ("--no-hidden-states" not in specs["voice_decoder"].command) is sent
+        assert "--no-hidden-states" not in specs["voice_decoder"].command
 
 
 def test_a_preset_is_aligned_by_default_where_it_is_good_enough_and_its_weights_are_here(

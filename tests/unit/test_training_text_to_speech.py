@@ -31,6 +31,7 @@ from minmo.training.config import TrainingConfig
 from minmo.training.curves import read_curve
 from minmo.training.errors import TrainingError
 from minmo.training.exporting import export_run
+from minmo.training.named_by import NamedBy
 from minmo.training.shar import Clip
 from minmo.training.speaking import MODULES, SpeakingOptions, SpeakingTrainee
 from minmo.training.teacher_forcing import TeacherForcing
@@ -96,7 +97,12 @@ def trainee(
     chat = ChatFormat.from_folder(folder)
     arrays = {clip: np.array(row, np.int16) for clip, row in tokens.items()}
     made = SpeakingTrainee(
-        modules, TeacherForcing(llm, 1.0), chat, arrays, SpeakingOptions(**options)
+        modules,
+        TeacherForcing(llm, 1.0),
+        chat,
+        arrays,
+        SpeakingOptions(**options),
+        NamedBy("00" * 32),
     )
     return made.eval()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from rich.console import Console
 from typer.testing import CliRunner
 
 from minmo.audio.pcm import read_file
@@ -25,11 +28,15 @@ from minmo.training.data.errors import DataError
 from minmo.training.errors import TrainingError
 from minmo.training.preview import say
 from minmo.training.shar import read_set
+from minmo.training.speech_tokens import tokenizer_sha256
 from minmo.training.stage import Weights
 from minmo.training.voice import PARTS, SENTENCE, Means, Part, VoiceRun, Wish
+from minmo.training.watch import Watch
 from minmo.weights import spoken
-from minmo.weights.modules import random_module, write_module
-from minmo.weights.spoken import SPOKEN_MODULES, write_spoken
+from minmo.weights.modules import module_sha256, random_module, trained_against, write_module
+from minmo.weights.speaker_file import load_speaker
+from minmo.weights.speakers import speaker_files
+from minmo.weights.spoken import SPOKEN_MODULES, check_spoken, write_spoken
 from tests.unit.tiny_speaking import make_place
 from tests.unit.tiny_syllables import RATE, Sound, syllables
 from tests.unit.tiny_training import ToyStage, silent
@@ -337,3 +344,50 @@ def test_the_command_explains_itself_and_what_is_wrong(
     assert "minutes of speech to learn from" in str(done.exception)
     done = CliRunner().invoke(app, [*given, "--name", "a b"])
     assert "--name is 'a b': it must be one word" in str(done.exception)
+
+
+def test_the_real_stages_make_a_voice_that_the_product_speaks_with(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it at tiny size: shards, speech tokens, three stages, their previews, the set."""
+    monkeypatch.setenv("MINMO_HOME", str(tmp_path / "home"))
+    preset = str(place / "tiny.toml")
+    shutil.copytree(place / "home", tmp_path / "home")
+    base = tmp_path / "home/weights/tiny/voice"
+    write_recordings(tmp_path / "mine")
+    told: list[tuple[str, int, int]] = []
+    said = io.StringIO()
+
+    @contextmanager
+    def shown(what: str) -> Iterator[Callable[[int, int], None]]:
+        yield lambda done, total: told.append((what, done, total))
+
+    wish = Wish(tmp_path / "mine", "me", preset, 0.01)
+    console = Console(file=said, width=200)
+    run = VoiceRun(tmp_path / "run", wish, lambda: Watch(console), shown)
+    before = {name: module_sha256(preset, name, base / name) for name in SPOKEN_MODULES}
+    assert run.go() == 0
+    assert [path.stem for path in run.previews] == [part.stage for part in PARTS]
+    for path in run.previews:
+        samples, rate = read_file(path)
+        assert rate == RATE
+        assert len(samples) > 0
+        assert str(path) in said.getvalue()
+    assert {what for what, _, _ in told} == {"recordings", "speech tokens"}
+    assert told[-1] == ("speech tokens", 8, 8)
+    # Each module has gone on from the voice that there was, with its tokens and its LLM.
+    after = {name: module_sha256(preset, name, run.voice / name) for name in SPOKEN_MODULES}
+    assert not set(after.values()) & set(before.values())
+    tokenizer = tokenizer_sha256(preset)
+    for name in ("flow_matching", "voice_token_lm", "output_projector"):
+        assert trained_against(run.voice / name)["speech_tokenizer"] == tokenizer
+    assert run.install() == base
+    check_spoken(preset)
+    (speaker,) = speaker_files("tiny")
+    assert load_speaker(speaker).name == "default"
+    samples, rate = say(preset, base, SENTENCE)
+    assert np.array_equal(samples, say(preset, run.voice, SENTENCE)[0])
+    # What is done is not done again.
+    lines = len(said.getvalue().splitlines())
+    assert run.go() == 0
+    assert said.getvalue().splitlines()[lines:][-1].endswith("text-to-speech.wav")

@@ -14,6 +14,7 @@ from services.orchestrator.turn_taking import (
     Floor,
     FloorState,
     Happened,
+    Predicted,
     SilenceTurnTaking,
     samples,
 )
@@ -251,6 +252,7 @@ def test_the_floor_is_never_stuck(steps: Iterable[tuple[bool, int, bool]]) -> No
 @pytest.mark.parametrize("silence", [0, 499])
 def test_silence_turn_taking_waits_for_its_limit(silence: float) -> None:
     decisions = SilenceTurnTaking(end_of_turn_ms=500, barge_in_ms=200)
-    assert not decisions.answer_now(silence, None)
-    assert decisions.answer_now(500, None)
-    assert decisions.stop_now(200, None)
+    assert not decisions.answer_now(silence, Predicted())
+    assert decisions.answer_now(500, Predicted())
+    assert decisions.stop_now(200, Predicted())
+    assert not decisions.may_answer(Predicted())

@@ -17,6 +17,7 @@ from minmo.rpc.errors import StatusError
 from minmo.settings import VoiceDecoderSettings
 from minmo.v1 import common_pb2, voice_decoder_pb2
 from services.voice_decoder.output import AudioOutput
+from services.voice_decoder.service import VoiceDecoderServicer
 from services.voice_decoder.stream import DecodeStream
 
 S16 = common_pb2.AUDIO_ENCODING_PCM_S16LE
@@ -32,6 +33,7 @@ class CountingVoice:
     sample_rate_hz = 16000
     reads_hidden_states = True
     hidden_width = 4
+    max_query_positions = 100
 
     def __init__(self) -> None:
         self.query: Query | None = None
@@ -156,6 +158,24 @@ async def test_missing_hidden_states_are_refused_by_a_voice_that_reads_them() ->
     tokens = voice_decoder_pb2.TextTokens(tokens=[voice_decoder_pb2.TextToken(text="a")])
     status = await refusal(CONFIG, Request(tokens=tokens))
     assert "rows: is 0, for 1 tokens" in status.message
+
+
+async def test_it_is_told_how_long_a_query_may_be() -> None:
+    servicer = VoiceDecoderServicer(VoiceDecoderSettings(max_message_bytes=64 * 1024 + 32 * 90))
+    asked = voice_decoder_pb2.ListVoicesRequest()
+    voice = CountingVoice()
+    servicer.voices = {"counting": voice}
+    told = await servicer.ListVoices(asked, None)  # type: ignore[arg-type]
+    assert told.reads_hidden_states
+    # What a message holds, then what the voice reads.
+    assert told.max_query_positions == 90
+    voice.max_query_positions = 7
+    told = await servicer.ListVoices(asked, None)  # type: ignore[arg-type]
+    assert told.max_query_positions == 7
+    voice.reads_hidden_states = False
+    told = await servicer.ListVoices(asked, None)  # type: ignore[arg-type]
+    assert (list(told.names), told.reads_hidden_states) == (["counting"], False)
+    assert told.max_query_positions == 0
 
 
 async def test_a_query_needs_its_embeddings_as_well() -> None:

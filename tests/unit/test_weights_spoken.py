@@ -290,3 +290,20 @@ def test_who_asks_where_a_voice_is_needs_no_pytorch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_knows_other_tokens_than_the_tokenizers_that_is_here_is_refused(
+    preset: Preset, home: Path
+) -> None:
+    root = write_whole(preset)
+    here = sha256(preset, TOKENIZER, root)
+    made = modules(preset, "output_projector", "voice_token_lm", seed=2)
+    before = sha256(preset, "voice_token_lm", root)
+    with pytest.raises(
+        WeightsError, match=r"output_projector was trained with the tokens of .*0{64}"
+    ):
+        write_spoken(preset, made, tokenizer_sha256="0" * 64)
+    assert sha256(preset, "voice_token_lm", root) == before
+    write_spoken(preset, made, tokenizer_sha256=here)
+    # What reads no tokens has nothing to agree about.
+    write_spoken(preset, modules(preset, "vocoder"), tokenizer_sha256="0" * 64)

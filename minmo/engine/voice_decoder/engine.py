@@ -187,6 +187,13 @@ class VoiceEngine:
             )
 
     @property
+    def longest_query(self) -> int:
+        """Positions of a query at most."""
+        # The start, a first group of text, its speech, and something of the end must fit as well.
+        rest = 2 * (self._rates.text_group + self._rates.speech_group)
+        return max(0, self.options.context - rest)
+
+    @property
     def step_seconds(self) -> float:
         """How long the step has been running that runs now; 0 if none does. From any thread."""
         began = self._step_began
@@ -241,8 +248,7 @@ class VoiceEngine:
             TokenError: the query is too long.
             VoiceBusyError: too many others wait already.
         """
-        # The start, a first group of text, its speech, and something of the end must fit as well.
-        longest = self.options.context - 2 * (self._rates.text_group + self._rates.speech_group)
+        longest = self.longest_query
         if query is not None and len(query.embeddings) > longest:
             raise TokenError(
                 f"the query has {len(query.embeddings)} positions; the voice reads up to {longest}"

@@ -18,7 +18,8 @@ class NeuralVoice:
     """A speaker of an engine. It does not end the engine, which other speakers may share.
 
     An instruction reaches this voice as part of the query: it is among the words that the LLM has
-    read, and `query_hidden_states` say what the LLM made of them. There is none in words.
+    read, and the query says what the LLM made of them (paper, section 3.1). There is none in words,
+    as no LLM is here; one that reads text by a table of its own follows none.
 
     Args:
         engine: which computes; started.
@@ -61,6 +62,11 @@ class NeuralVoice:
         """Width of those that it reads; 0 if it reads none."""
         return self._engine.modules.hidden_width
 
+    @property
+    def max_query_positions(self) -> int:
+        """Positions of a query that it reads at most; 0 if it reads none."""
+        return self._engine.longest_query if self.hidden_width else 0
+
     def warm_up(self) -> None:
         """Says something once, in a first chunk and in one that follows."""
         utterance = self.open("", None)
@@ -77,12 +83,14 @@ class NeuralVoice:
 
         Args:
             instruct: must be empty.
-            query: what the user has said.
+            query: what the user has said, an instruction how to speak included.
         """
+        if instruct.strip() and not self.reads_hidden_states:
+            raise InstructError(f"voice {self.name!r} follows no instructions")
         if instruct.strip():
             raise InstructError(
-                f"voice {self.name!r} takes its instructions from the conversation: put it into "
-                "what is said to the LLM, and send the query"
+                f"voice {self.name!r} reads instructions in the query: let the LLM read it as the "
+                "user's words, and send what it made of them"
             )
         if query is not None:
             # The caller's may be a view of a message that is gone by the time it is read.

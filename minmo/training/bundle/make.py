@@ -19,8 +19,10 @@ from minmo.training.bundle.weights import HOME, weights
 from minmo.training.data.packages import folder_of
 from minmo.training.data.phonemes import beside
 from minmo.training.data.voice import VOICE
+from minmo.training.speech_tokens import are_named, tokenizer_sha256, tokens_file
 from minmo.weights import home
 from minmo.weights.progress import NoProgress, Progress
+from minmo.weights.spoken import TOKENIZER
 
 TEXTS = "texts/texts.jsonl.gz"
 """Where the texts lie in a bundle; their phonemes lie beside them."""
@@ -138,11 +140,24 @@ def _given(contents: Contents) -> list[Entry]:
                 f"{folder} has no shards of recordings: expected folders train.0000 and so on, "
                 "each with cuts.jsonl.gz and recording.tar"
             )
+        if TOKENIZER in contents.modules:
+            kept += _tokens(folder, contents.preset)
         entries += [
             Entry(f"{HOME}/speech/{name}/{path.relative_to(folder).as_posix()}", path)
             for path in kept
         ]
     return entries
+
+
+def _tokens(folder: Path, preset: str) -> list[Path]:
+    """Files of the speech tokens that the packed tokenizer has named, of shards as they are."""
+    sha256 = tokenizer_sha256(preset)
+    shards = sorted({path.parent for path in folder.glob("[!.]*/cuts*.jsonl.gz")})
+    return [
+        tokens_file(folder, shard.name, sha256)
+        for shard in shards
+        if are_named(folder, shard, sha256)
+    ]
 
 
 def _is_hidden(path: Path) -> bool:

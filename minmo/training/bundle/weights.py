@@ -14,8 +14,10 @@ from pathlib import Path
 from minmo.presets import load_preset
 from minmo.training.bundle.parts import Entry
 from minmo.weights.folder import MANIFEST, read_manifest
+from minmo.weights.home import VOICE
 from minmo.weights.load import load_state_dict, weights_folder
 from minmo.weights.naming import select
+from minmo.weights.spoken import SPOKEN_MODULES, TOKENIZER
 from minmo.weights.writing import FILE, write_safetensors
 
 HOME = "home"
@@ -56,9 +58,14 @@ def _module(preset: str, module: str, scratch: Path) -> list[Entry]:
     hashes = {name: digest for name, digest in manifest.hashes.items() if name == module}
     # Of an unpacked file the time of change is another: what is here is no longer the stamped one.
     manifest = replace(manifest, files=files, hashes=hashes, hashed_file=[])
-    where = f"{HOME}/weights/{loaded.name}/{module}"
+    where = f"{HOME}/weights/{loaded.name}/{_place(module)}"
     text = json.dumps(asdict(manifest), indent=2) + "\n"
     return [
         Entry(f"{where}/{MANIFEST}", text.encode()),
         *(Entry(f"{where}/{name}", path) for name, path in sorted(sources.items())),
     ]
+
+
+def _place(module: str) -> str:
+    """Where a module lies: those of the voice in its set, which stages there go on with."""
+    return f"{VOICE}/{module}" if module in (TOKENIZER, *SPOKEN_MODULES) else module
