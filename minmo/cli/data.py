@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minmo.cli import data_tokens
+from minmo.cli import data_duplex, data_tokens
 from minmo.cli.options import Json
 from minmo.cli.progress import shown as _shown
 
@@ -337,6 +337,8 @@ def asterisk(out: Shards = None, as_json: Json = False) -> None:
 
 
 app.command("tokens")(data_tokens.tokens)
+app.command("asides")(data_duplex.asides)
+app.command("duplex")(data_duplex.duplex)
 
 
 @app.command("write")

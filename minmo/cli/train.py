@@ -126,6 +126,12 @@ COMMANDS = (
         ("speak-dialogue",),
         "--data ~/instructed --init runs/speak-voice --out runs/speak-dialogue --minutes 60",
     ),
+    StageCommand(
+        "duplex",
+        "Teach who should speak: the full-duplex predictor, on simulated conversations.",
+        ("duplex",),
+        "--data ~/scenes --out runs/duplex",
+    ),
 )
 
 

@@ -288,8 +288,13 @@ class _Attention(nn.Module):
         by_head = attended.view(self.heads, segment.length, self.head_dim)
         return by_head.transpose(0, 1).reshape(segment.length, -1)
 
-    def attend_sequence(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Causal attention `[batch, positions, width]` within whole sequences, differentiable."""
+    def attend_sequence(
+        self, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None = None
+    ) -> Tensor:
+        """Attention `[batch, positions, width]` within whole sequences, differentiable.
+
+        It is causal, unless `seen` says which position sees which.
+        """
         qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
         rotated, values = qkv.split((self.heads + self.kv_heads, self.kv_heads), 2)
         rotated = rotated * cos + rotated.roll(self.head_dim // 2, -1) * sin
@@ -298,7 +303,8 @@ class _Attention(nn.Module):
             queries.transpose(1, 2),
             keys.transpose(1, 2),
             values.transpose(1, 2),
-            is_causal=True,
+            attn_mask=None if seen is None else seen[:, None],
+            is_causal=seen is None,
             enable_gqa=self.heads != self.kv_heads,
         )
         out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
@@ -336,9 +342,11 @@ class _Block(nn.Module):
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
-    def read_sequence(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def read_sequence(
+        self, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None = None
+    ) -> Tensor:
         """The block over whole sequences, `[batch, positions, width]`."""
-        x = x + self.self_attn.attend_sequence(self.input_layernorm(x), cos, sin)
+        x = x + self.self_attn.attend_sequence(self.input_layernorm(x), cos, sin, seen)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -346,7 +354,8 @@ class _Block(nn.Module):
 class Llm(nn.Module):
     """The decoder, untrained; pretrained weights come with `from_state_dict`.
 
-    `forward` and `decode` are for inference with a cache, `forward_sequence` is for training.
+    `forward` and `decode` are for inference with a cache, `forward_sequence` and `forward_tree` are
+    for training.
     """
 
     def __init__(self, config: LlmConfig) -> None:
@@ -502,6 +511,31 @@ class Llm(nn.Module):
             x = block.read_sequence(x, cos, sin)
         hidden: Tensor = self.norm(x)
         return hidden if missing is None else hidden.masked_fill(missing, 0)
+
+    def forward_tree(self, embeddings: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+        """Last hidden states of branches that share their beginning, without a cache.
+
+        What several sequences have in common stands there once: each row says at which position
+        it is read and which rows come before it.
+
+        Args:
+            embeddings: `[batch, rows, width]`.
+            positions: `[batch, rows]`, int64, from 0 on; two rows of different branches may have
+                the same one.
+            seen: `[batch, rows, rows]`, true where a row sees another; each sees itself.
+
+        Returns:
+            `[batch, rows, width]`, after the final norm.
+        """
+        cos, sin = (
+            table.view(*positions.shape, 1, -1)
+            for table in _rotary(self.config, positions.flatten(), embeddings.dtype)
+        )
+        x = embeddings
+        for block in self._blocks:
+            x = block.read_sequence(x, cos, sin, seen)
+        hidden: Tensor = self.norm(x)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `[positions, vocabulary]`, float32, of last hidden states `[positions, width]`."""

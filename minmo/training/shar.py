@@ -24,6 +24,8 @@ import soxr
 from minmo.training.errors import TrainingError
 
 SAMPLE_RATE = 16_000
+SCENE = "scene"
+"""Field of `custom` of what has no audio of its own (`minmo.training.data.duplex_scenes`)."""
 _SUFFIXES = (".flac", ".wav", ".opus", ".ogg")
 
 
@@ -95,7 +97,7 @@ def read_shard(folder: Path) -> Iterator[Clip]:
         part = cuts.name.removeprefix("cuts").removesuffix(".jsonl.gz")
         archive = folder / f"recording{part}.tar"
         try:
-            places = _places(archive)
+            places = _places(archive) if archive.exists() else {}
             with gzip.open(cuts, "rt", encoding="utf-8") as lines:
                 for line in lines:
                     yield _clip(json.loads(line), archive, places)
@@ -141,7 +143,9 @@ def _places(archive: Path) -> dict[str, tuple[int, int]]:
 
 def _clip(cut: Mapping[str, Any], archive: Path, places: Mapping[str, tuple[int, int]]) -> Clip:
     said = cut["supervisions"][0]
-    offset, size = places[cut["id"]]
+    custom = said.get("custom") or {}
+    # A scene is mixed of other clips when it is heard.
+    offset, size = (0, 0) if SCENE in custom else places[cut["id"]]
     return Clip(
         cut["id"],
         said.get("text") or "",
@@ -150,5 +154,5 @@ def _clip(cut: Mapping[str, Any], archive: Path, places: Mapping[str, tuple[int,
         str(archive),
         offset,
         size,
-        said.get("custom") or {},
+        custom,
     )

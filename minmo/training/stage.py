@@ -108,6 +108,7 @@ _CLASSES = {
     "vocoder": "VocoderStage",
     "text-to-speech": "TextToSpeechStage",
     "speech-to-speech": "SpeechToSpeechStage",
+    "duplex": "DuplexStage",
 }
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from minmo.weights import home
 from minmo.weights.aligned import ONLY_ALIGNED, aligned_folder, aligned_set
+from minmo.weights.duplex import DUPLEX_MODULE, predictor_folder
 from minmo.weights.errors import AbsentWeightsError, WeightsError
 from minmo.weights.folder import is_whole, read_manifest
 from minmo.weights.parts import packaged_parts, preset_name
@@ -82,6 +83,8 @@ def _folder_in_set(preset: "str | Preset", module: str, own: Path) -> Path | Non
         return tokenizer_folder(preset)
     if module in ONLY_ALIGNED and not own.exists() and aligned_set(preset) is not None:
         return aligned_folder(preset, module)
+    if module == DUPLEX_MODULE:
+        return predictor_folder(preset_name(preset) if isinstance(preset, str) else preset.name)
     return None
 
 

@@ -89,6 +89,26 @@ def test_reads_whole_sequences_as_transformers_and_as_the_cached_forward(
     assert (embeddings.grad[1, 6:] == 0).all() and (embeddings.grad[1, :6] != 0).any()
 
 
+def test_branches_that_share_their_beginning_are_read_as_each_by_itself() -> None:
+    model = random_llm(CONFIG, 3)
+    # Rows 0 to 2 are shared; 3 and 4 go on from row 2, 5 and 6 from row 1.
+    paths = [[0, 1, 2, 3, 4], [0, 1, 5, 6]]
+    seen = torch.eye(7, dtype=torch.bool)
+    positions = torch.zeros(7, dtype=torch.int64)
+    for path in paths:
+        for place, row in enumerate(path):
+            positions[row] = place
+            seen[row, path[:place]] = True
+    embeddings = model.embed(IDS[:7])[None].repeat(2, 1, 1)
+    embeddings[1] = embeddings[1].flip(0)
+    with torch.inference_mode():
+        hidden = model.forward_tree(embeddings, positions.repeat(2, 1), seen.repeat(2, 1, 1))
+        for number in range(2):
+            for path in paths:
+                expected = model.forward_sequence(embeddings[number, path][None])[0]
+                torch.testing.assert_close(hidden[number, path], expected, atol=1e-5, rtol=0)
+
+
 def test_trains_every_weight_of_a_decoder_that_is_not_loaded() -> None:
     model = random_llm(dataclasses.replace(CONFIG, qkv_bias=True, tied_embeddings=False))
     embeddings = model.embed(IDS)[None]

@@ -41,16 +41,28 @@ def trimmed(samples: Samples, rate_hz: int) -> Samples:
     Returns:
         `[fewer samples]`; all of them where nothing stands out as speech.
     """
+    first, end = speech_range(samples, rate_hz)
+    if (first, end) == (0, len(samples)):
+        return samples
+    kept = int(KEPT_SECONDS * rate_hz)
+    return samples[max(first - kept, 0) : end + kept]
+
+
+def speech_range(samples: Samples, rate_hz: int) -> tuple[int, int]:
+    """Where speech begins and ends in a clip, in samples; all of it where nothing stands out.
+
+    Args:
+        samples: `[samples]`.
+        rate_hz: of them.
+    """
     speech = _speech(_levels(samples, rate_hz))
     if len(speech) < _SHORTEST_FRAMES:
-        return samples
+        return 0, len(samples)
     frames = np.flatnonzero(sliding_window_view(speech, _SHORTEST_FRAMES).all(1))
     if not len(frames):
-        return samples
-    frame, kept = int(_FRAME_SECONDS * rate_hz), int(KEPT_SECONDS * rate_hz)
-    first = int(frames[0]) * frame - kept
-    end = (int(frames[-1]) + _SHORTEST_FRAMES) * frame + kept
-    return samples[max(first, 0) : end]
+        return 0, len(samples)
+    frame = int(_FRAME_SECONDS * rate_hz)
+    return int(frames[0]) * frame, (int(frames[-1]) + _SHORTEST_FRAMES) * frame
 
 
 def flaw_of(samples: Samples, rate_hz: int) -> str:
