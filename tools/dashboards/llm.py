@@ -56,7 +56,7 @@ DASHBOARD = Dashboard(
             "Steps of the engine",
             (
                 Lines(
-                    title="Tokens generated and positions read, a second",
+                    title="Tokens generated, positions read and probes answered, a second",
                     good="It follows the number of answers.",
                     bad="Positions far above the tokens: caches were lost, and histories are read "
                     "again.",
@@ -64,6 +64,7 @@ DASHBOARD = Dashboard(
                     series=(
                         Series(rate("minmo_llm_tokens_total"), "tokens"),
                         Series(rate("minmo_llm_prefill_positions_total"), "positions"),
+                        Series(rate("minmo_llm_probes_total"), "probes"),
                     ),
                 ),
                 Lines(

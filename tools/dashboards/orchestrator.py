@@ -124,6 +124,23 @@ DASHBOARD = Dashboard(
                     limits=Limits(0.5, 0.75),
                     runbook="MinMoStopsLate",
                 ),
+                Lines(
+                    title="Questions to the full-duplex predictor",
+                    good="Nearly all answered; nothing at all where there is no predictor.",
+                    bad="Many replaced: the LLM is too slow, and decisions come late.",
+                    unit="cps",
+                    series=(Series(rate("minmo_probes_total", "outcome"), "{{outcome}}"),),
+                    stacked=True,
+                    runbook="MinMoInterruptsPeople",
+                ),
+                Lines(
+                    title="Tokens of answers that were begun early",
+                    good="More used than wasted.",
+                    bad="Most wasted: answers are begun at every pause, and cost time of the LLM.",
+                    unit="cps",
+                    series=(Series(rate("minmo_drafted_tokens_total", "outcome"), "{{outcome}}"),),
+                    stacked=True,
+                ),
             ),
         ),
         Section(
