@@ -48,6 +48,9 @@ ELSEWHERE = {
         "tests/service/test_voice_decoder_neural.py",
     ),
     "minmo_voice_failed_total": "tests/unit/test_metrics_voice.py",
+    "minmo_probes_total": "tests/system/test_duplex.py",
+    "minmo_llm_probes_total": "tests/service/test_llm_probes.py",
+    "minmo_drafted_tokens_total": "tests/unit/test_drafting.py",
 }
 # They are above 0 for moments, which a scrape may miss: it is enough that they are there.
 MOMENTARY = {
