@@ -102,7 +102,9 @@ def test_a_signal_to_the_whole_group_ends_a_run_with_a_checkpoint(
             for worker in multiprocessing.active_children():
                 assert worker.pid is not None
                 os.kill(worker.pid, signal.SIGTERM)
-            time.sleep(0.2)
+                # Without end if it lives, which is what it should do.
+                worker.join(0.2)
+                assert worker.is_alive()
             os.kill(os.getpid(), signal.SIGTERM)
 
     outcome = run(toy_config(data, data__workers=1), tmp_path, ToyStage(hook))
