@@ -319,7 +319,7 @@ class AlignedEmbedder:
 
     def _probe(self, state: probing.ProbingState, embeddings: Tensor) -> None:
         counts = torch.tensor([embeddings.shape[1]], device=embeddings.device)
-        made = probing.probe_step(self._head.norm(embeddings), counts, state)
+        made = probing.probe_step(self._head.as_large_as_text(embeddings), counts, state)
         for number in range(int(made.counts)):
             embedding = made.embeddings[0, number : number + 1].float().cpu()
             self._probes.append(Probe(embedding, int(made.steps[0, number])))

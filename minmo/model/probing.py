@@ -1,8 +1,8 @@
 """Probes: how the user sounds now, for the LLM to read once and forget.
 
 The LLM reads an embedding for each piece that is heard, so in silence it reads nothing, and there
-would be no hidden state to decide on. A probe is the mean of a step's normalised speech embeddings,
-as loud as text is to the LLM. No recognised piece enters it: it carries the voice, and its absence.
+would be no hidden state to decide on. A probe is the mean of a step's speech embeddings, as large
+as text is to the LLM. No recognised piece enters it: it carries the voice, and its absence.
 The LLM reads it behind all that it has read; what comes next takes its place.
 """
 
@@ -18,9 +18,6 @@ from minmo.model.streaming import SlotState, is_there
 
 STEP_EMBEDDINGS = 3
 """Speech embeddings of a step, each of which has one probe: 144 ms with those of `mini`."""
-SCALE = 0.136
-"""Root mean square of the rows of SmolLM2-135M's embedding table: normalised embeddings have about
-1, which is seven times what the LLM was trained to read."""
 
 
 class Probes(NamedTuple):
@@ -51,19 +48,18 @@ class ProbingState(SlotState):
     total: Tensor
 
 
-def probes(normalised: Tensor, lengths: Tensor) -> Probes:
+def probes(embeddings: Tensor, lengths: Tensor) -> Probes:
     """The probes of whole clips; differentiable.
 
     Args:
-        normalised: `[batch, embeddings, width]`, projector embeddings after the recognition
-            head's `norm`.
+        embeddings: `[batch, embeddings, width]`, of `RecognitionHead.as_large_as_text`.
         lengths: `[batch]`, how many of each clip are there. A last step that is not complete has
             no probe.
     """
     state = initial_state(
-        normalised.shape[0], normalised.shape[2], normalised.device, normalised.dtype
+        embeddings.shape[0], embeddings.shape[2], embeddings.device, embeddings.dtype
     )
-    return probe_step(normalised, lengths, state)
+    return probe_step(embeddings, lengths, state)
 
 
 def initial_state(
@@ -74,33 +70,33 @@ def initial_state(
     return ProbingState(position, torch.zeros(slots, width, device=device, dtype=dtype))
 
 
-def probe_step(normalised: Tensor, lengths: Tensor, state: ProbingState) -> Probes:
+def probe_step(embeddings: Tensor, lengths: Tensor, state: ProbingState) -> Probes:
     """The probes of the next embeddings of each stream.
 
     Args:
-        normalised: `[slots, embeddings, width]`, after the recognition head's `norm`.
+        embeddings: `[slots, embeddings, width]`, of `RecognitionHead.as_large_as_text`.
         lengths: `[slots]`, how many of them are there.
         state: changed in place.
 
     Returns:
         Room for as many probes as can be completed.
     """
-    slots, frames, width = normalised.shape
+    slots, frames, width = embeddings.shape
     room = -(-frames // STEP_EMBEDDINGS)
     begun = state.position % STEP_EMBEDDINGS
     there = is_there(lengths, frames)
     # Within its step the first to come is added to what the stream remembers, one after the other:
     # a sum does not depend on how the stream was cut.
     step = (begun[:, None] + torch.arange(frames, device=lengths.device)) // STEP_EMBEDDINGS
-    added = normalised.masked_fill(~there[:, :, None], 0)
-    totals = torch.cat((state.total[:, None], normalised.new_zeros(slots, room, width)), dim=1)
+    added = embeddings.masked_fill(~there[:, :, None], 0)
+    totals = torch.cat((state.total[:, None], embeddings.new_zeros(slots, room, width)), dim=1)
     totals = totals.scatter_add(1, step[:, :, None].expand(-1, -1, width), added)
     counts = (begun + lengths) // STEP_EMBEDDINGS
     complete = is_there(counts, room)
     first = state.position // STEP_EMBEDDINGS
     numbers = first[:, None] + torch.arange(room, device=lengths.device)
     result = Probes(
-        (totals[:, :room] * (SCALE / STEP_EMBEDDINGS)).masked_fill(~complete[:, :, None], 0),
+        (totals[:, :room] / STEP_EMBEDDINGS).masked_fill(~complete[:, :, None], 0),
         numbers.masked_fill(~complete, 0),
         counts,
     )

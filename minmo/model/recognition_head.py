@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -177,6 +178,23 @@ class RecognitionHead(nn.Module):
         words = (weights[..., None] * self.rows[numbers]).sum(-2)
         mixed: Tensor = words + self.residual_scale * self.norm(embeddings)
         return mixed
+
+    def as_large_as_text(self, embeddings: Tensor) -> Tensor:
+        """Embeddings with the root mean square of the table's rows: what the LLM was trained to
+        read; as they come they are several times that.
+
+        Args:
+            embeddings: `[batch, frames, width]`.
+
+        Returns:
+            The same shape.
+        """
+        normed: Tensor = self.norm(embeddings)
+        return normed * self._text_size
+
+    @cached_property
+    def _text_size(self) -> float:
+        return float(self.rows.float().square().mean().sqrt())
 
     def classes(self, tokens: Tensor) -> Tensor:
         """Classes of token ids, in any shape; the targets of `recognition_loss`.

@@ -31,7 +31,6 @@ from minmo.model.duplex_scores import (
 from minmo.model.input_projector import InputProjector
 from minmo.model.llm import Llm
 from minmo.model.operating_points import OperatingPoint
-from minmo.model.probing import SCALE
 from minmo.model.recognition_head import RecognitionHead
 from minmo.presets import build_module, load_preset
 from minmo.training.batches import Batch, Source
@@ -130,7 +129,7 @@ class DuplexStage(Stage):
                 "system_prompts": options.system_prompts,
                 "llm_precision": options.llm_precision,
                 "vad_threshold": options.vad_threshold,
-                "probe": (SCALE, PREROLL_SECONDS),
+                "preroll": PREROLL_SECONDS,
             }
         except WeightsError as error:
             raise TrainingError(

@@ -177,7 +177,7 @@ class SceneReader(nn.Module):
         found = model.head(embeddings)
         mixtures = model.head.mixtures(embeddings, found)
         lengths = torch.tensor([embeddings.shape[1]], device=embeddings.device)
-        probed = probes(model.head.norm(embeddings), lengths).embeddings[0]
+        probed = probes(model.head.as_large_as_text(embeddings), lengths).embeddings[0]
         state = merging.initial_state(1, model.head.width, mixtures.device, mixtures.dtype)
         length = torch.tensor([STEP_EMBEDDINGS], device=mixtures.device)
         ending = torch.zeros(1, dtype=torch.bool, device=mixtures.device)

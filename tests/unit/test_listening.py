@@ -121,8 +121,8 @@ def test_a_stream_probes_what_the_whole_clip_sounds_like(chunk: int) -> None:
     assert made.take_probes() == []
     with torch.inference_mode():
         embeddings = PROJECTOR(ENCODER.forward_causal(torch.from_numpy(audio)[None]))
-        normalised = HEAD.norm(embeddings)
-        whole = probing.probes(normalised, torch.tensor([normalised.shape[1]]))
+        sized = HEAD.as_large_as_text(embeddings)
+        whole = probing.probes(sized, torch.tensor([sized.shape[1]]))
     assert [probe.step for probe in given] == list(range(len(given)))
     found = torch.cat([probe.embedding for probe in given])
     torch.testing.assert_close(found, whole.embeddings[0, : len(given)], atol=1e-5, rtol=0)

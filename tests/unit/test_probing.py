@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from minmo.model.probing import (
-    SCALE,
     STEP_EMBEDDINGS,
     ProbingState,
     initial_state,
@@ -27,14 +26,14 @@ def clips(frames: int, batch: int = 3) -> Tensor:
 def expected(clip: Tensor) -> Tensor:
     """Probes `[probes, width]` of a clip, written as one would say it."""
     steps = [
-        clip[end - STEP_EMBEDDINGS : end].mean(0) * SCALE
+        clip[end - STEP_EMBEDDINGS : end].mean(0)
         for end in range(STEP_EMBEDDINGS, len(clip) + 1, STEP_EMBEDDINGS)
     ]
     return torch.stack(steps) if steps else torch.zeros(0, clip.shape[-1])
 
 
 @pytest.mark.parametrize("frames", [0, 2, 3, 17, 60])
-def test_a_probe_is_the_mean_of_its_step_as_loud_as_text(frames: int) -> None:
+def test_a_probe_is_the_mean_of_its_step(frames: int) -> None:
     clip = clips(frames)
     found = probes(clip, torch.full((3,), frames))
     wanted = torch.stack([expected(row) for row in clip])
@@ -43,12 +42,6 @@ def test_a_probe_is_the_mean_of_its_step_as_loud_as_text(frames: int) -> None:
     torch.testing.assert_close(found.embeddings[:, :count], wanted)
     assert found.steps[0, :count].tolist() == list(range(count))
     assert not found.embeddings[:, count:].any()
-
-
-def test_normalised_embeddings_become_as_large_as_rows_of_the_embedding_table() -> None:
-    step = torch.ones(1, STEP_EMBEDDINGS, WIDTH)
-    loudness = probes(step, torch.tensor([STEP_EMBEDDINGS])).embeddings.square().mean().sqrt()
-    torch.testing.assert_close(loudness, torch.tensor(SCALE))
 
 
 def test_what_stands_behind_a_length_does_not_matter() -> None:
@@ -78,7 +71,7 @@ def test_gradients_reach_the_embeddings_of_complete_steps() -> None:
     clip = clips(8, batch=1).requires_grad_()
     probes(clip, torch.tensor([8])).embeddings.sum().backward()
     assert clip.grad is not None
-    wanted = torch.zeros(8).index_fill_(0, torch.arange(6), SCALE / STEP_EMBEDDINGS)
+    wanted = torch.zeros(8).index_fill_(0, torch.arange(6), 1 / STEP_EMBEDDINGS)
     torch.testing.assert_close(clip.grad[0], wanted[:, None].expand(-1, WIDTH))
 
 

@@ -332,3 +332,11 @@ def test_it_adds_little_to_a_preset(preset: str, most: float) -> None:
         assert made.mixtures(torch.empty(2, 3, config.width), heard).shape == (2, 3, config.width)
     assert heard.shape == (2, 3, config.pieces + 1)
     assert sum(parameter.numel() for parameter in made.parameters()) < most * 1e6
+
+
+def test_embeddings_become_as_large_as_rows_of_the_table() -> None:
+    made = head()
+    torch.manual_seed(1)
+    sized = made.as_large_as_text(7 * torch.randn(2, 50, made.width))
+    size = made.rows.square().mean().sqrt()
+    torch.testing.assert_close(sized.square().mean().sqrt(), size, rtol=0.01, atol=0)
