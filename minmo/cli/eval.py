@@ -227,7 +227,7 @@ def understanding(
 def _asr_systems(source: Source, wanted: Sequence[AsrSystem]) -> list[System]:
     from minmo.evaluation.systems import Aligned, OwnDecoder, WholeClip
 
-    ears = source.ears() if set(wanted) - {AsrSystem.DECODER} else None
+    ears = source.listener() if set(wanted) - {AsrSystem.DECODER} else None
     made: list[System] = []
     for system in dict.fromkeys(wanted):
         if system is AsrSystem.DECODER:
@@ -245,7 +245,7 @@ def _sqa_systems(source: Source, wanted: Sequence[SqaSystem]) -> list[System]:
     from minmo.evaluation.systems import Aligned, OwnDecoder, PiecesAsText, TrueText
 
     listening = {SqaSystem.ALIGNED, SqaSystem.PIECES} & set(wanted)
-    aligned = Aligned(source.ears()) if listening else None
+    aligned = Aligned(source.listener()) if listening else None
     made: list[System] = []
     for system in dict.fromkeys(wanted):
         match system:

@@ -366,7 +366,7 @@ def _ears(source: Source, ears: Ears) -> System:
         case Ears.CASCADE:
             return OwnDecoder(source.recogniser(), "cascade")
         case Ears.ALIGNED:
-            return Aligned(source.ears())
+            return Aligned(source.listener())
 
 
 def _judges(

@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from minmo.model import merging, probing
+from minmo.engine.finding_pieces import Heard, PieceFinder
+from minmo.engine.streaming_recogniser import BEHIND_SECONDS
+from minmo.model import probing
 from minmo.model.block_streaming import SAMPLE_RATE_HZ
 from minmo.model.input_projector import InputProjector
 from minmo.model.recognition_head import RecognitionHead
@@ -112,28 +114,34 @@ class Schedule:
         unit: that one embedding of the projector stands for, before merging.
         step: a block of the encoder: from one computation to the next.
         look_ahead: behind a block that must be there before it is encoded.
+        held: behind where a piece is heard that must have been encoded before it is given, while
+            the segment goes on.
     """
 
     unit: int
     step: int
     look_ahead: int
+    held: int = 0
 
     @classmethod
-    def of(cls, encoder: VoiceEncoder, projector: InputProjector) -> Schedule:
-        """That of an encoder and the projector behind it."""
+    def of(
+        cls, encoder: VoiceEncoder, projector: InputProjector, *, reading: bool = False
+    ) -> Schedule:
+        """That of an encoder and the projector behind it, and whether a recogniser reads along."""
         unit = projector.config.stride * encoder.samples_per_frame
-        return cls(unit, encoder.block_samples, encoder.look_ahead)
+        held = round(BEHIND_SECONDS * SAMPLE_RATE_HZ) if reading else 0
+        return cls(unit, encoder.block_samples, encoder.look_ahead, held)
 
     @property
     def longest_wait(self) -> int:
         """Samples behind the end of a piece after which its embedding is given, at the latest.
 
         A piece is over when the unit behind it holds another one or none. That unit may be the
-        first of the next block, which is encoded when all of it and the look-ahead are there: 2815
-        samples, 176 ms, with the blocks of `mini`.
+        first of the next block, which is encoded when all of it and the look-ahead are there: 5119
+        samples, 320 ms, with the blocks of `mini`. What reads along waits longer.
         """
         straddling = self.unit if self.step % self.unit else 0
-        return self.step + straddling + self.look_ahead
+        return self.held + self.step + straddling + self.look_ahead
 
     def blocks(self, samples: int) -> int:
         """How many blocks of a segment can be encoded once so many of its samples are there."""
@@ -150,28 +158,6 @@ class Schedule:
         after its sound.
         """
         return (-(-samples // self.step) + 1) * self.step if samples else 0
-
-
-class Heard(NamedTuple):
-    """Pieces of text that were heard, in the order in which they were said.
-
-    Attributes:
-        embeddings: `[pieces, width]`, float32, on the CPU: what the LLM reads for each.
-        tokens: their ids in the LLM's vocabulary.
-        frames: for each, the number of the projector's embedding in which it was heard first.
-    """
-
-    embeddings: Tensor
-    tokens: list[int]
-    frames: list[int]
-
-    def followed_by(self, other: Heard) -> Heard:
-        """These and then the others."""
-        return Heard(
-            torch.cat((self.embeddings, other.embeddings)),
-            self.tokens + other.tokens,
-            self.frames + other.frames,
-        )
 
 
 class Probe(NamedTuple):
@@ -216,7 +202,8 @@ class AlignedEmbedder:
     Args:
         encoder: the voice encoder, adapted to the mask of its stream.
         projector: makes embeddings of its frames.
-        head: tells the pieces in them, and mixes what the LLM reads.
+        head: makes them as large as text.
+        finder: of the segment's pieces.
         probes: whether each step gets a probe.
     """
 
@@ -225,16 +212,17 @@ class AlignedEmbedder:
         encoder: VoiceEncoder,
         projector: InputProjector,
         head: RecognitionHead,
+        finder: PieceFinder,
         *,
         probes: bool = False,
     ) -> None:
         self._encoder, self._projector, self._head = encoder, projector, head
+        self._finder = finder
         self._schedule = Schedule.of(encoder, projector)
         kind = next(projector.parameters())
         self._device = kind.device
         self._encoder_state = encoder.initial_state(1, kind.device, kind.dtype)
         self._projector_state = projector.initial_state(1, kind.device, kind.dtype)
-        self._merging = merging.initial_state(1, head.width, head.rows.device, head.rows.dtype)
         self._probing: probing.ProbingState | None = None
         if probes:
             self._probing = probing.initial_state(
@@ -244,15 +232,14 @@ class AlignedEmbedder:
         self._waiting: Samples = np.zeros(0, np.float32)
         # Samples that the next block takes: the first one waits for its look-ahead too.
         self._missing = self._schedule.needed(1)
+        self._silent = True
         self.samples = 0
         """Samples taken so far."""
 
     @property
     def settled(self) -> int:
         """Samples of the segment in which all pieces that are to be heard have been given."""
-        state = self._merging
-        units = state.first if int(state.piece) else state.position
-        return int(units) * self._schedule.unit
+        return self._finder.settled * self._schedule.unit
 
     @torch.inference_mode()
     def process(self, chunk: Samples) -> Heard:
@@ -290,10 +277,7 @@ class AlignedEmbedder:
         kept = self._waiting[: max(0, samples - computed)]
         needed = schedule.needed(end // schedule.step) if end else 0
         self._waiting = _pad(kept, needed - computed)
-        heard = self._listen()
-        none = self._head.rows.new_zeros(1, 0, self._head.width)
-        scores = none.new_zeros(1, 0, self._head.blank + 1)
-        heard = heard.followed_by(self._merge(none, scores, ending=True))
+        heard = self._listen().followed_by(self._finder.finish())
         within = sum(frame * schedule.unit < end for frame in heard.frames)
         return Heard(heard.embeddings[:within], heard.tokens[:within], heard.frames[:within])
 
@@ -303,18 +287,17 @@ class AlignedEmbedder:
         while len(self._waiting) >= self._missing:
             block, self._waiting = np.split(self._waiting, [self._missing])
             self._missing = self._schedule.step
+            self._silent = self._silent and _loudest_rms(block) < _SILENT_RMS
             samples = torch.from_numpy(block)[None].to(self._device)
             lengths = torch.tensor([len(block)], device=self._device)
             frames, counts = self._encoder.step(samples, lengths, self._encoder_state)
-            embeddings, counts = self._projector.step(
-                frames[:, : int(counts)], counts, self._projector_state
-            )
+            frames = frames[:, : int(counts)]
+            embeddings, counts = self._projector.step(frames, counts, self._projector_state)
             embeddings = embeddings[:, : int(counts)]
-            log_probabilities = self._head(embeddings)
             if self._probing is not None:
                 self._probe(self._probing, embeddings)
-            mixtures = self._head.mixtures(embeddings, log_probabilities)
-            heard = heard.followed_by(self._merge(mixtures, log_probabilities, ending=False))
+            found = self._finder.find(frames, embeddings, silent=self._silent)
+            heard = heard.followed_by(found)
         return heard
 
     def _probe(self, state: probing.ProbingState, embeddings: Tensor) -> None:
@@ -323,17 +306,3 @@ class AlignedEmbedder:
         for number in range(int(made.counts)):
             embedding = made.embeddings[0, number : number + 1].float().cpu()
             self._probes.append(Probe(embedding, int(made.steps[0, number])))
-
-    def _merge(self, mixtures: Tensor, log_probabilities: Tensor, *, ending: bool) -> Heard:
-        device = mixtures.device
-        merged = merging.merge_step(
-            mixtures,
-            log_probabilities,
-            torch.tensor([mixtures.shape[1]], device=device),
-            self._merging,
-            torch.tensor([ending], device=device),
-        )
-        count = int(merged.counts)
-        tokens: list[int] = self._head.pieces[merged.classes[0, :count]].tolist()
-        frames: list[int] = merged.frames[0, :count].tolist()
-        return Heard(merged.embeddings[0, :count].float().cpu(), tokens, frames)

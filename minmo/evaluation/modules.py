@@ -9,16 +9,15 @@ from typing import cast
 
 from tokenizers import Tokenizer
 
+from minmo.engine.ears import Ears, load_ears
 from minmo.engine.listening import Recogniser
 from minmo.engine.prompt import ChatFormat
 from minmo.engine.reading import read_with_moonshine
 from minmo.evaluation.errors import EvaluationError
-from minmo.model.input_projector import InputProjector
 from minmo.model.llm import Llm
 from minmo.model.moonshine_encoder import MoonshineEncoder
 from minmo.model.moonshine_recognizer import MoonshineRecognizer
-from minmo.model.recognition_head import RecognitionHead
-from minmo.model.voice_encoder import VoiceEncoder
+from minmo.presets import load_preset
 from minmo.weights.aligned import ALIGNED_MODULES, aligned_folder
 from minmo.weights.load import weights_folder
 from minmo.weights.modules import load_module, module_sha256
@@ -30,19 +29,15 @@ ALIGNED = tuple(_ALIGNED_PREFIX + module for module in ALIGNED_MODULES)
 
 
 @dataclass(frozen=True)
-class Ears:
-    """What listens in the aligned path.
+class Listener:
+    """What listens in the aligned path, and what writes down what it hears.
 
     Attributes:
-        encoder: adapted to the mask of its stream.
-        projector: behind it.
-        head: behind the projector.
+        ears: the modules.
         to_text: token ids of the LLM to text.
     """
 
-    encoder: VoiceEncoder
-    projector: InputProjector
-    head: RecognitionHead
+    ears: Ears
     to_text: Callable[[Sequence[int]], str]
 
 
@@ -85,22 +80,14 @@ class Source:
         name = module.removeprefix(_ALIGNED_PREFIX)
         return module_sha256(self.preset, name, self.of(module))
 
-    def ears(self) -> Ears:
+    def listener(self) -> Listener:
         """Loads what listens in the aligned path.
 
         Raises:
             WeightsError: a module is missing, or was trained against another one.
         """
-        encoder, projector, head = (
-            load_module(self.preset, name, folder=self.of(_ALIGNED_PREFIX + name))
-            for name in ALIGNED_MODULES
-        )
-        return Ears(
-            cast("VoiceEncoder", encoder),
-            cast("InputProjector", projector),
-            cast("RecognitionHead", head),
-            written_by(self.chat()),
-        )
+        ears = load_ears(load_preset(self.preset), lambda name: self.of(_ALIGNED_PREFIX + name))
+        return Listener(ears, written_by(self.chat()))
 
     def recogniser(self) -> Recogniser:
         """Loads the published encoder and its own decoder, as the cascade has them.

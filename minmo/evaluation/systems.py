@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from minmo.audio.pcm import Samples
-from minmo.engine.listening import AlignedEmbedder, Heard, Recogniser, Schedule
+from minmo.engine.finding_pieces import Heard
+from minmo.engine.listening import Recogniser, Schedule
 from minmo.evaluation.clips import Clip
-from minmo.evaluation.modules import ALIGNED, Ears
-from minmo.model.merging import merge
+from minmo.evaluation.modules import ALIGNED, Listener
 
 CHUNK_SAMPLES = 320
 """What a client sends at once: 20 ms."""
+
+# Speech embeddings in which pieces are looked for at once: ten seconds with those of `mini`.
+_TOGETHER = 208
 
 
 @dataclass(frozen=True)
@@ -76,27 +79,28 @@ class Aligned:
     """The aligned path as the service runs it: 20 ms at a time, with the state of a stream.
 
     Args:
-        ears: its modules.
+        listener: its modules.
     """
 
     name = "aligned"
     uses: Sequence[str] = ALIGNED
 
-    def __init__(self, ears: Ears) -> None:
-        self._ears = ears
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
 
     def listen(self, clip: Clip, samples: Samples) -> Turn:
         """Streams the clip."""
         start = time.perf_counter()
-        heard, came = _nothing(self._ears), start
+        heard, came = _nothing(self._listener), start
         for part in self.parts(samples):
             heard, came = heard.followed_by(part.heard), part.came
         end = time.perf_counter()
-        return Turn(self._ears.to_text(heard.tokens), heard.embeddings, end - start, end - came)
+        text = self._listener.to_text(heard.tokens)
+        return Turn(text, heard.embeddings, end - start, end - came)
 
     def parts(self, samples: Samples) -> Iterator[Part]:
         """What is heard with each 20 ms of a clip; the last of them also ends it."""
-        embedder = AlignedEmbedder(self._ears.encoder, self._ears.projector, self._ears.head)
+        embedder = self._listener.ears.embedder()
         last = max(0, (len(samples) - 1) // CHUNK_SAMPLES * CHUNK_SAMPLES)
         for begin in range(0, last, CHUNK_SAMPLES):
             came = time.perf_counter()
@@ -110,7 +114,7 @@ class WholeClip:
     """The aligned path over the whole clip at once.
 
     Args:
-        ears: its modules.
+        listener: its modules.
         full_attention: whether every frame sees the whole clip, as the encoder was published. The
             weights are adapted to the mask of the stream: it tells what the mask costs only as far
             as they can still do without it.
@@ -118,19 +122,19 @@ class WholeClip:
 
     uses: Sequence[str] = ALIGNED
 
-    def __init__(self, ears: Ears, *, full_attention: bool = False) -> None:
+    def __init__(self, listener: Listener, *, full_attention: bool = False) -> None:
         self.name = "aligned, full attention" if full_attention else "aligned, whole clip"
-        self._ears, self._full = ears, full_attention
-        self._schedule = Schedule.of(ears.encoder, ears.projector)
+        self._listener, self._full = listener, full_attention
+        self._schedule = Schedule.of(listener.ears.encoder, listener.ears.projector)
 
     @torch.inference_mode()
     def listen(self, clip: Clip, samples: Samples) -> Turn:
         """Encodes the clip, with the silence behind it that a stream ends with."""
         start = time.perf_counter()
-        schedule, encoder = self._schedule, self._ears.encoder
-        end = schedule.padded(len(samples))
+        schedule, ears = self._schedule, self._listener.ears
+        encoder, end = ears.encoder, schedule.padded(len(samples))
         if not end:
-            return Turn("", _nothing(self._ears).embeddings)
+            return Turn("", _nothing(self._listener).embeddings)
         blocks = -(-(end + schedule.look_ahead) // schedule.step)
         padded = np.pad(samples, (0, blocks * schedule.step - len(samples)))
         clips = torch.from_numpy(padded)[None]
@@ -139,15 +143,19 @@ class WholeClip:
             # A stream gives whole blocks only.
             block = schedule.step // encoder.samples_per_frame
             frames = frames[:, : frames.shape[1] // block * block]
-        embeddings = self._ears.projector(frames)
-        found = self._ears.head(embeddings)
-        lengths = torch.tensor([embeddings.shape[1]])
-        merged = merge(self._ears.head.mixtures(embeddings, found), found, lengths)
-        count = int((merged.frames[0, : int(merged.counts)] * schedule.unit < end).sum())
-        tokens = self._ears.head.pieces[merged.classes[0, :count]].tolist()
+        embeddings, stride = ears.projector(frames), ears.projector.config.stride
+        finder, heard = ears.finder(), _nothing(self._listener)
+        # What reads along forgets the beginning of what is long.
+        for begin in range(0, embeddings.shape[1], _TOGETHER):
+            part = slice(begin, begin + _TOGETHER)
+            whole = frames[:, stride * part.start : stride * part.stop]
+            found = finder.find(whole, embeddings[:, part], silent=False)
+            heard = heard.followed_by(found)
+        heard = heard.followed_by(finder.finish())
+        count = sum(number * schedule.unit < end for number in heard.frames)
         seconds = time.perf_counter() - start
-        rows = merged.embeddings[0, :count].float()
-        return Turn(self._ears.to_text(tokens), rows, seconds, seconds)
+        text = self._listener.to_text(heard.tokens[:count])
+        return Turn(text, heard.embeddings[:count], seconds, seconds)
 
 
 class OwnDecoder:
@@ -202,5 +210,5 @@ class TrueText:
         return Turn(clip.text)
 
 
-def _nothing(ears: Ears) -> Heard:
-    return Heard(torch.zeros(0, ears.head.width), [], [])
+def _nothing(listener: Listener) -> Heard:
+    return Heard(torch.zeros(0, listener.ears.head.width), [], [])

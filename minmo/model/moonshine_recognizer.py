@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,19 @@ class MoonshineRecognizerConfig:
         )
 
 
+class Reading(NamedTuple):
+    """What follows a token, and where it is heard.
+
+    Attributes:
+        logits: `[vocabulary]` of the next token.
+        attention: `[frames]`, how much the upper half of the layers attends to each frame for it:
+            the sound of a word, up to its end. Sums to 1.
+    """
+
+    logits: Tensor
+    attention: Tensor
+
+
 class MoonshineRecognizer(nn.Module):
     """A Transformer decoder that reads encoder frames through cross-attention."""
 
@@ -93,8 +106,11 @@ class MoonshineRecognizer(nn.Module):
             config.max_tokens,
             config.width // config.heads,
         )
-        heard = [cast("RecognizerLayer", layer).hear(frames) for layer in self.layers]
-        return RecognizerCache(frames.new_empty(shape), heard)
+        return RecognizerCache(frames.new_empty(shape), self.hear(frames))
+
+    def hear(self, frames: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of `[1, frames, width]` for each layer's attention to what is heard."""
+        return [cast("RecognizerLayer", layer).hear(frames) for layer in self.layers]
 
     def forward(self, tokens: Tensor, cache: RecognizerCache) -> Tensor:
         """Reads the next tokens of an utterance.
@@ -116,6 +132,47 @@ class MoonshineRecognizer(nn.Module):
         for layer, said, heard in zip(self.layers, cache.said, cache.heard, strict=True):
             hidden = layer(hidden, table, said, begin, heard)
         cache.length = end
+        return F.linear(self.norm(hidden), self.embed_tokens.weight)
+
+    def follow(self, token: int, cache: RecognizerCache) -> Reading:
+        """Reads the next token of an utterance, and says where the one after it is heard.
+
+        Args:
+            token: the next one.
+            cache: of the utterance; grows by one.
+        """
+        attention: list[Tensor] = []
+        position = slice(cache.length, cache.length + 1)
+        hidden = self.embed_tokens(torch.tensor([[token]], device=cache.said.device))
+        for number, layer in enumerate(self.layers):
+            hidden = cast("RecognizerLayer", layer)(
+                hidden,
+                self.rotary[:, position],
+                cache.said[number],
+                cache.length,
+                cache.heard[number],
+                attention if number >= len(self.layers) // 2 else None,
+            )
+        cache.length += 1
+        logits = F.linear(self.norm(hidden), self.embed_tokens.weight)[0, 0]
+        return Reading(logits, torch.stack(attention).mean(0))
+
+    def read(self, tokens: Tensor, frames: Tensor, seen: Tensor) -> Tensor:
+        """Reads whole texts beside the frames that they were heard in; differentiable.
+
+        Args:
+            tokens: `[batch, tokens]`, int64, the start token first.
+            frames: `[batch, frames, width]` of the voice encoder.
+            seen: `[batch, tokens, frames]` or `[batch, 1, frames]`, bool: the frames that each
+                token attends to; at least one.
+
+        Returns:
+            `[batch, tokens, vocabulary]`: logits of the token after each.
+        """
+        hidden = self.embed_tokens(tokens)
+        table = self.rotary[:, : tokens.shape[1]]
+        for layer in self.layers:
+            hidden = cast("RecognizerLayer", layer).read(hidden, table, frames, seen[:, None])
         return F.linear(self.norm(hidden), self.embed_tokens.weight)
 
     @torch.inference_mode()
@@ -165,6 +222,7 @@ class RecognizerLayer(nn.Module):
         said: Tensor,
         begin: int,
         heard: tuple[Tensor, Tensor],
+        attention: list[Tensor] | None = None,
     ) -> Tensor:
         """Reads `[1, tokens, width]` at position `begin` and writes their keys and values.
 
@@ -174,6 +232,8 @@ class RecognizerLayer(nn.Module):
             said: `[2, 1, heads, max_tokens, head_dim]`, the layer's keys and values.
             begin: positions that `said` holds already.
             heard: keys and values of the encoder's frames.
+            attention: takes how much the last token attends to each frame, `[frames]`, the mean of
+                all heads; None for not to compute it.
         """
         joined = self.self_attn.split_heads(self.input_layernorm(hidden))
         query, key = rotate(joined[:2], table)
@@ -184,7 +244,21 @@ class RecognizerLayer(nn.Module):
         mask = _causal_mask(begin, tokens) if tokens > 1 else None
         attended = F.scaled_dot_product_attention(query, keys, values, mask)
         hidden = hidden + self.self_attn.merge_heads(attended)
-        hidden = hidden + self.encoder_attn(self.post_attention_layernorm(hidden), heard)
+        asked = self.post_attention_layernorm(hidden)
+        if attention is not None:
+            attention.append(self.encoder_attn.attention(asked[:, -1:], heard))
+        hidden = hidden + self.encoder_attn(asked, heard)
+        changed: Tensor = self.mlp(self.final_layernorm(hidden))
+        return hidden + changed
+
+    def read(self, hidden: Tensor, table: Tensor, frames: Tensor, seen: Tensor) -> Tensor:
+        """Reads whole texts, `[batch, tokens, width]`; see `MoonshineRecognizer.read`."""
+        joined = self.self_attn.split_heads(self.input_layernorm(hidden))
+        query, key = rotate(joined[:2], table)
+        attended = F.scaled_dot_product_attention(query, key, joined[2], is_causal=True)
+        hidden = hidden + self.self_attn.merge_heads(attended)
+        heard = self.hear(frames)
+        hidden = hidden + self.encoder_attn(self.post_attention_layernorm(hidden), heard, seen)
         changed: Tensor = self.mlp(self.final_layernorm(hidden))
         return hidden + changed
 
@@ -208,11 +282,20 @@ class CrossAttention(nn.Module):
         """`[batch, frames, width]` to keys and values `[batch, heads, frames, head_dim]`."""
         return self._split(self.k_proj(frames)), self._split(self.v_proj(frames))
 
-    def forward(self, hidden: Tensor, heard: tuple[Tensor, Tensor]) -> Tensor:
-        """`[batch, tokens, width]` to the same."""
-        attended = F.scaled_dot_product_attention(self._split(self.q_proj(hidden)), *heard)
+    def forward(
+        self, hidden: Tensor, heard: tuple[Tensor, Tensor], seen: Tensor | None = None
+    ) -> Tensor:
+        """`[batch, tokens, width]` to the same; of the frames that are `seen`, all if None."""
+        attended = F.scaled_dot_product_attention(self._split(self.q_proj(hidden)), *heard, seen)
         merged: Tensor = self.o_proj(attended.transpose(1, 2).flatten(-2))
         return merged
+
+    def attention(self, hidden: Tensor, heard: tuple[Tensor, Tensor]) -> Tensor:
+        """How much one token, `[1, 1, width]`, attends to each frame: `[frames]`."""
+        query = self._split(self.q_proj(hidden))
+        scores = (query @ heard[0].transpose(-1, -2)) / query.shape[-1] ** 0.5
+        attention: Tensor = scores.softmax(-1).mean((0, 1, 2))
+        return attention
 
     def _split(self, frames: Tensor) -> Tensor:
         batch, length, width = frames.shape

@@ -176,8 +176,20 @@ class RecognitionHead(nn.Module):
         numbers = places if classes is None else classes[places]
         weights = best.softmax(-1).to(self.rows.dtype)
         words = (weights[..., None] * self.rows[numbers]).sum(-2)
-        mixed: Tensor = words + self.residual_scale * self.norm(embeddings)
+        mixed: Tensor = words + self.sound(embeddings)
         return mixed
+
+    def sound(self, embeddings: Tensor) -> Tensor:
+        """The share of speech embeddings that the LLM reads beside the pieces: how it is spoken.
+
+        Args:
+            embeddings: `[..., width]`.
+
+        Returns:
+            The same shape.
+        """
+        share: Tensor = self.residual_scale * self.norm(embeddings)
+        return share
 
     def as_large_as_text(self, embeddings: Tensor) -> Tensor:
         """Embeddings with the root mean square of the table's rows: what the LLM was trained to

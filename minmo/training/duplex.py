@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 from zlib import crc32
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from minmo.audio.vad import SileroVad
+from minmo.engine.ears import load_ears
 from minmo.engine.prompt import ChatFormat
-from minmo.model.block_streaming import BlockStreamingEncoder
 from minmo.model.duplex_labels import Turn, duplex_labels
 from minmo.model.duplex_predictor import QUESTIONS, DuplexPredictor, duplex_loss
 from minmo.model.duplex_scores import (
@@ -28,10 +28,8 @@ from minmo.model.duplex_scores import (
     count_changes,
     share_below,
 )
-from minmo.model.input_projector import InputProjector
 from minmo.model.llm import Llm
 from minmo.model.operating_points import OperatingPoint
-from minmo.model.recognition_head import RecognitionHead
 from minmo.presets import build_module, load_preset
 from minmo.training.batches import Batch, Source
 from minmo.training.config import TrainingConfig
@@ -42,16 +40,14 @@ from minmo.training.duplex_reading import SceneReader, SceneStates
 from minmo.training.duplex_states import StatesStore, digest_of
 from minmo.training.errors import TrainingError
 from minmo.training.filling import fill
-from minmo.training.listening import ListeningModel
 from minmo.training.means import WeightedMeans
 from minmo.training.shar import SCENE, Clip
 from minmo.training.stage import Stage, Trainee, Weights
 from minmo.training.tables import build
-from minmo.weights.aligned import ALIGNED_MODULES, aligned_folder, check_aligned
+from minmo.weights.aligned import aligned_folder, check_aligned
 from minmo.weights.duplex import DUPLEX_MODULE, listening_hashes, write_duplex
 from minmo.weights.errors import WeightsError
 from minmo.weights.load import load_state_dict, weights_folder
-from minmo.weights.modules import load_module
 
 POINTS = "duplex_points"
 """What a checkpoint holds beside the predictor: its thresholds."""
@@ -237,15 +233,7 @@ class SceneBook:
     def reader(self) -> SceneReader:
         """The frozen modules, which are not needed once every scene was read."""
         preset = load_preset(self._preset)
-        modules = {
-            name: load_module(self._preset, name, folder=aligned_folder(self._preset, name))
-            for name in ALIGNED_MODULES
-        }
-        listening = ListeningModel(
-            cast(BlockStreamingEncoder, modules["voice_encoder"]),
-            cast(InputProjector, modules["input_projector"]),
-            cast(RecognitionHead, modules["recognition_head"]),
-        )
+        ears = load_ears(preset, partial(aligned_folder, preset), self.device)
         folder = weights_folder(self._preset, "llm")
         try:
             chat = ChatFormat.from_folder(folder)
@@ -254,7 +242,7 @@ class SceneBook:
         dtype = getattr(torch, self._options.llm_precision)
         llm = Llm.from_state_dict(preset.llm, load_state_dict(folder), dtype, self.device)
         gate = open_gate(self._preset, self._options.vad_threshold)
-        return SceneReader(listening.to(self.device), llm, chat, gate)
+        return SceneReader(ears, llm, chat, gate)
 
 
 def open_gate(preset: str, threshold: float) -> Gate:

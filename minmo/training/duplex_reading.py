@@ -15,15 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from minmo.engine.ears import Ears
 from minmo.engine.listening import Schedule
 from minmo.engine.prompt import ChatFormat
-from minmo.model import merging
 from minmo.model.llm import Llm
 from minmo.model.probing import STEP_EMBEDDINGS, probes
 from minmo.training.augmentation import Samples
 from minmo.training.data.duplex_scenes import Scene
 from minmo.training.duplex_gate import Gate, Segment, segments_of
-from minmo.training.listening import ListeningModel
 from minmo.training.shar import SAMPLE_RATE
 
 
@@ -125,18 +124,18 @@ class SceneReader(nn.Module):
     """The frozen listening modules and the frozen LLM.
 
     Args:
-        listening: aligned with the LLM.
+        ears: aligned with the LLM.
         llm: the LLM.
         chat: its format.
         gate: opens segments.
     """
 
-    def __init__(self, listening: ListeningModel, llm: Llm, chat: ChatFormat, gate: Gate) -> None:
+    def __init__(self, ears: Ears, llm: Llm, chat: ChatFormat, gate: Gate) -> None:
         super().__init__()
-        self.listening = listening.requires_grad_(False).eval()
+        self.ears = ears
         self.llm = llm.requires_grad_(False).eval()
         self._chat, self._gate = chat, gate
-        self._schedule = Schedule.of(listening.encoder, listening.projector)
+        self._schedule = Schedule.of(ears.encoder, ears.projector)
 
     def train(self, mode: bool = True) -> SceneReader:
         """Stays as it is: nothing of it is trained."""
@@ -167,25 +166,27 @@ class SceneReader(nn.Module):
         Args:
             samples: `[samples]`, of the segment.
         """
-        model, schedule = self.listening, self._schedule
-        known = schedule.blocks(len(samples)) * schedule.step // schedule.unit
-        count = known // STEP_EMBEDDINGS
-        if not count:
+        ears, schedule = self.ears, self._schedule
+        blocks = schedule.blocks(len(samples))
+        if not blocks:
             return
-        frames = model.encoder.forward_causal(torch.from_numpy(samples)[None].to(self.llm.device))
-        embeddings = model.projector(frames)[:, : count * STEP_EMBEDDINGS]
-        found = model.head(embeddings)
-        mixtures = model.head.mixtures(embeddings, found)
+        frames = ears.encoder.forward_causal(torch.from_numpy(samples)[None].to(self.llm.device))
+        embeddings = ears.projector(frames)
         lengths = torch.tensor([embeddings.shape[1]], device=embeddings.device)
-        probed = probes(model.head.as_large_as_text(embeddings), lengths).embeddings[0]
-        state = merging.initial_state(1, model.head.width, mixtures.device, mixtures.dtype)
-        length = torch.tensor([STEP_EMBEDDINGS], device=mixtures.device)
-        ending = torch.zeros(1, dtype=torch.bool, device=mixtures.device)
-        for number in range(count):
-            part = slice(number * STEP_EMBEDDINGS, (number + 1) * STEP_EMBEDDINGS)
-            merged = merging.merge_step(mixtures[:, part], found[:, part], length, state, ending)
-            pieces = merged.embeddings[0, : int(merged.counts)]
-            yield Step(pieces, probed[number], part.stop * schedule.unit / SAMPLE_RATE)
+        probed = probes(ears.head.as_large_as_text(embeddings), lengths).embeddings[0]
+        finder, stride = ears.finder(), ears.projector.config.stride
+        pieces = embeddings.new_zeros(0, ears.head.width)
+        units = given = 0
+        for block in range(1, blocks + 1):
+            # What a block holds is found when all of it is there, then its steps are probed.
+            before, units = units, block * schedule.step // schedule.unit
+            whole = frames[:, before * stride : units * stride]
+            found = finder.find(whole, embeddings[:, before:units], silent=False)
+            pieces = torch.cat((pieces, found.embeddings.to(pieces)))
+            while given < units // STEP_EMBEDDINGS:
+                end = (given + 1) * STEP_EMBEDDINGS * schedule.unit
+                yield Step(pieces, probed[given], end / SAMPLE_RATE)
+                pieces, given = pieces[:0], given + 1
 
     def _laid_out(
         self,

@@ -16,10 +16,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from minmo.engine.ears import Ears, Reading
 from minmo.model.block_streaming import SAMPLE_RATE_HZ, BlockStreamingEncoder
 from minmo.model.input_projector import InputProjector
 from minmo.model.llm import Llm
-from minmo.model.merging import Merged, merge
+from minmo.model.merging import merge
 from minmo.model.recognition_head import RecognitionHead, recognition_loss
 from minmo.model.spelling import letters_of
 from minmo.model.token_loss import IGNORED
@@ -295,10 +296,37 @@ class ListeningModel(nn.Module):
             return cast(Tensor, self.head(heard.embeddings))
         return cast(Tensor, self.head(heard.embeddings, sampled.classes, sampled.offsets))
 
-    def merged(self, heard: Heard) -> Merged:
-        """What the LLM reads of clips."""
+    def merged(self, heard: Heard) -> ReadRows:
+        """What the LLM reads of clips whose pieces are merged."""
         found = self.head(heard.embeddings)
-        return merge(self.head.mixtures(heard.embeddings, found), found, heard.lengths)
+        merged = merge(self.head.mixtures(heard.embeddings, found), found, heard.lengths)
+        return ReadRows(merged.embeddings, merged.counts)
+
+    def read(self, heard: Heard, reading: Reading) -> ReadRows:
+        """What the LLM reads of clips whose words a recogniser reads.
+
+        Gradients pass to how they sound, not to what was read.
+        """
+        frames, ears = heard.frames.detach(), Ears(self.encoder, self.projector, self.head, reading)
+        rows = []
+        for clip, count in enumerate(heard.frame_lengths.tolist()):
+            finder, embeddings = ears.finder(), heard.embeddings[clip : clip + 1]
+            found = finder.find(frames[clip : clip + 1, :count], embeddings, silent=False)
+            rows.append(found.followed_by(finder.finish()).embeddings)
+        counts = torch.tensor([len(each) for each in rows], device=frames.device)
+        return ReadRows(pad_sequence(rows, batch_first=True).to(heard.embeddings), counts)
+
+
+class ReadRows(NamedTuple):
+    """What the LLM reads of a batch of clips.
+
+    Attributes:
+        embeddings: `[batch, pieces, width]`, zeros behind the counts.
+        counts: `[batch]`, pieces of each clip.
+    """
+
+    embeddings: Tensor
+    counts: Tensor
 
 
 class Sampled(NamedTuple):
@@ -371,17 +399,17 @@ class HeardTurns(NamedTuple):
     lengths: Tensor
 
 
-def heard_turns(llm: Llm, merged: Merged, turns: Sequence[SpokenTurn]) -> HeardTurns:
+def heard_turns(llm: Llm, rows: ReadRows, turns: Sequence[SpokenTurn]) -> HeardTurns:
     """Lays out what was heard between the tokens of its turns.
 
     Args:
         llm: whose embeddings the tokens have.
-        merged: what was heard, one clip for each turn.
+        rows: what was heard, one clip for each turn.
         turns: of the same batch.
     """
     embeddings, targets = [], []
     for number, turn in enumerate(turns):
-        heard = merged.embeddings[number, : int(merged.counts[number])]
+        heard = rows.embeddings[number, : int(rows.counts[number])]
         # The last token of an answer is predicted and never read.
         read = (torch.tensor(turn.before), torch.tensor([*turn.after, *turn.answer[:-1]]))
         before, after = (llm.embed(part.to(heard.device)).to(heard.dtype) for part in read)
@@ -389,7 +417,7 @@ def heard_turns(llm: Llm, merged: Merged, turns: Sequence[SpokenTurn]) -> HeardT
         target = torch.full((len(embeddings[-1]),), IGNORED, device=heard.device)
         target[len(target) - len(turn.answer) :] = torch.tensor(turn.answer)
         targets.append(target)
-    lengths = torch.tensor([len(part) for part in embeddings], device=merged.counts.device)
+    lengths = torch.tensor([len(part) for part in embeddings], device=rows.counts.device)
     return HeardTurns(
         pad_sequence(embeddings, batch_first=True),
         pad_sequence(targets, batch_first=True, padding_value=IGNORED),

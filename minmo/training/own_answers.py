@@ -16,9 +16,8 @@ from torch.nn import functional as F
 
 from minmo.engine.prompt import ChatFormat
 from minmo.model.llm import Llm, LlmCache, Segment
-from minmo.model.merging import Merged
 from minmo.model.token_loss import IGNORED
-from minmo.training.listening import SpokenTurn, heard_turns
+from minmo.training.listening import ReadRows, SpokenTurn, heard_turns
 
 _REMEMBERED = 100_000
 
@@ -45,16 +44,16 @@ class OwnAnswers(nn.Module):
         self._after = [*chat.turn_end(), *chat.role_start("assistant")]
         self._known: dict[str, list[int]] = {}
 
-    def forward(self, merged: Merged, texts: Sequence[str]) -> Tensor:
+    def forward(self, rows: ReadRows, texts: Sequence[str]) -> Tensor:
         """How far predictions are from those of the text, in nats a token.
 
         Args:
-            merged: what was heard.
+            rows: what was heard.
             texts: what was said.
         """
         answers = self.answers(texts)
         turns = [SpokenTurn(self._before, self._after, answer) for answer in answers]
-        heard = heard_turns(self.llm, merged, turns)
+        heard = heard_turns(self.llm, rows, turns)
         student = self._predictions(heard.embeddings, heard.lengths, heard.targets)
         with torch.no_grad():
             teacher = self._of_text(texts, answers)

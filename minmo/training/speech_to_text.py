@@ -18,9 +18,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minmo.model.block_streaming import BlockStreamingEncoder
+from minmo.engine.ears import Reading, load_reading
+from minmo.model.block_streaming import SAMPLE_RATE_HZ, BlockStreamingEncoder
 from minmo.model.input_projector import InputProjector
 from minmo.model.llm import Llm
+from minmo.model.moonshine_encoder import MoonshineEncoder
+from minmo.model.moonshine_recognizer import MoonshineRecognizer
 from minmo.model.recognition_head import (
     RecognitionHead,
     RecognitionHeadConfig,
@@ -30,7 +33,7 @@ from minmo.model.spelling import LETTERS, spellings_of
 from minmo.model.streaming import is_there
 from minmo.presets import Preset, build_module, load_preset, modules_of
 from minmo.training.batches import Batch, Source
-from minmo.training.config import TrainingConfig
+from minmo.training.config import Range, TrainingConfig
 from minmo.training.data.errors import DataError
 from minmo.training.data.jsonl import read_lines
 from minmo.training.errors import TrainingError
@@ -39,6 +42,7 @@ from minmo.training.listening import (
     Heard,
     ListeningModel,
     PieceTokenizer,
+    ReadRows,
     Sampled,
     check_heard,
     cut_loss,
@@ -48,6 +52,7 @@ from minmo.training.listening import (
     targets_of,
 )
 from minmo.training.own_answers import OwnAnswers
+from minmo.training.recogniser_loss import RecogniserLoss
 from minmo.training.remembering import RememberedFrames, check_remembering
 from minmo.training.stage import Stage, StateDict, Trainee, Weights
 from minmo.training.tables import build
@@ -59,6 +64,7 @@ from minmo.weights.naming import select
 
 MODULES = ("voice_encoder", "input_projector", "recognition_head")
 _TABLE = "model.embed_tokens.weight"
+_LOSSES = ("letters", "pieces", "words", "distillation", "answers", "recogniser")
 # Texts whose tokens are counted at once.
 _COUNTED = 4096
 
@@ -81,6 +87,14 @@ class SpeechToTextOptions:
         texts: file of JSON lines with `text`, as of `minmo data texts`, in which pieces are
             counted, in place of the clips; a head to begin with gets those of its pieces that it
             lacks. Empty for the clips.
+        reading: whether the pretrained recogniser reads along and finds the pieces, in place of the
+            recognition head; the exported set says so. For Moonshine's.
+        recogniser: weight of how far the pretrained recogniser, which reads the frames, is from the
+            text.
+        recogniser_behind: seconds behind a word's end that it hears of the clips that it reads as
+            they come, drawn from this range.
+        blocks: sizes of a block of the stream, in frames, one of which is drawn for each batch; the
+            preset's if empty. What a frame sees before its block stays as long.
         remember_mb: megabytes of the frozen voice encoder's frames to keep, 87 for an hour of
             `mini`'s; each clip stays as it was first heard, so silence and speed must not be drawn
             anew. 0 to encode each time.
@@ -97,18 +111,30 @@ class SpeechToTextOptions:
     sampled_pieces: int = 2500
     minimum_count: int = 4
     texts: str = ""
+    reading: bool = False
+    recogniser: float = 0.0
+    recogniser_behind: Range = (0.1, 0.6)
+    blocks: tuple[int, ...] = ()
     remember_mb: float = 0.0
     answer_tokens: int = 24
     system_prompt: str = ""
     llm_precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        weights = (self.letters, self.pieces, self.words, self.distillation, self.answers)
+        weights = [getattr(self, name) for name in _LOSSES]
         if min(weights) < 0 or max(weights) == 0:
             raise ValueError(
-                "letters, pieces, words, distillation and answers are weights of losses, from 0 "
-                "on, and one at least is more"
+                f"{', '.join(_LOSSES[:-1])} and {_LOSSES[-1]} are weights of losses, from 0 on, "
+                "and one at least is more"
             )
+        low, high = self.recogniser_behind
+        if not 0 <= low <= high:
+            raise ValueError(
+                f"recogniser_behind is [{low:g}, {high:g}]; it is two numbers of seconds from 0 "
+                "on, the lower one first"
+            )
+        if any(frames < 1 for frames in self.blocks):
+            raise ValueError(f"blocks are {list(self.blocks)}: a block has at least one frame")
         if self.remember_mb < 0:
             raise ValueError(f"remember_mb is {self.remember_mb:g}: it is 0 or more")
         if self.sampled_pieces < 1 or self.minimum_count < 1 or self.answer_tokens < 1:
@@ -160,7 +186,15 @@ class SpeechToText(Stage):
             # Weights that are packed for inference have no gradient.
             llm = Llm.from_state_dict(preset.llm, load_state_dict(folder), dtype)
             answers = OwnAnswers(llm, folder, options.answer_tokens, options.system_prompt)
-        return SpeechToTextTrainee(modules, tokenizer, frequencies, options, teacher, answers)
+        recogniser = None
+        if options.recogniser:
+            recogniser = _recogniser_loss(config.preset, modules["voice_encoder"], options)
+        reading = None
+        if options.reading and options.answers:
+            reading = load_reading(preset)
+        return SpeechToTextTrainee(
+            modules, tokenizer, frequencies, options, teacher, answers, recogniser, reading
+        )
 
     def export(self, config: TrainingConfig, weights: Weights, folder: Path | None) -> Path:
         """Writes the modules as an aligned set; see `Stage.export`."""
@@ -169,7 +203,10 @@ class SpeechToText(Stage):
             str(weights_folder(config.preset, "llm") / "tokenizer.json")
         )
         modules = _modules(config.preset, preset, weights, tokenizer, Counter(), _options(config))
-        return write_aligned(preset, modules, folder=folder, dtype=torch.float16)
+        reading = _options(config).reading
+        return write_aligned(
+            preset, modules, folder=folder, dtype=torch.float16, reading_along=reading
+        )
 
 
 class SpeechToTextTrainee(Trainee):
@@ -182,6 +219,8 @@ class SpeechToTextTrainee(Trainee):
         options: of the stage.
         teacher: the pretrained voice encoder, or None.
         answers: the frozen LLM and what it says, or None.
+        recogniser: the pretrained recogniser and what it makes of the frames, or None.
+        reading: the recogniser that reads along for the LLM, or None.
     """
 
     def __init__(
@@ -192,6 +231,8 @@ class SpeechToTextTrainee(Trainee):
         options: SpeechToTextOptions,
         teacher: nn.Module | None,
         answers: OwnAnswers | None,
+        recogniser: RecogniserLoss | None = None,
+        reading: Reading | None = None,
     ) -> None:
         super().__init__()
         self.listening = ListeningModel(
@@ -199,9 +240,16 @@ class SpeechToTextTrainee(Trainee):
             cast(InputProjector, modules["input_projector"]),
             cast(RecognitionHead, modules["recognition_head"]),
         )
-        self.teacher, self.answers = teacher, answers
+        self.teacher, self.answers, self.recogniser = teacher, answers, recogniser
+        self.reading = reading
         self.wants_clean = teacher is not None
-        self.best = "answers" if answers is not None else "wer"
+        # What stands behind the frames counts only where it learns too.
+        self._listens = any((options.letters, options.pieces, options.words, options.answers))
+        encoder = self.listening.encoder
+        self._block = encoder.block_frames, encoder.left_blocks
+        self.best = "wer" if self._listens else "wer_recogniser"
+        if answers is not None:
+            self.best = "answers"
         self._tokenizer, self._options = tokenizer, options
         self._remembered = RememberedFrames(options.remember_mb) if options.remember_mb else None
         self._pieces = PieceTokenizer(tokenizer, self.listening.head.pieces)
@@ -216,27 +264,45 @@ class SpeechToTextTrainee(Trainee):
     def train(self, mode: bool = True) -> SpeechToTextTrainee:
         """Sets the mode; what teaches is never trained."""
         super().train(mode)
-        for frozen in (self.teacher, self.answers):
+        self._hear_in(self._block[0])
+        for frozen in (self.teacher, self.answers, self.recogniser):
             if frozen is not None:
                 frozen.eval()
         return self
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted sum and its parts; see `Trainee.losses`."""
-        options = self._options
+        options, listening = self._options, self.listening
+        if options.blocks:
+            self._hear_in(options.blocks[int(torch.randint(len(options.blocks), ()))])
         if self._remembered is None:
-            heard = self.listening(batch.samples, batch.lengths)
+            frames, counts = listening.frames(batch.samples, batch.lengths)
         else:
-            heard = self.listening.hear(*self._remembered(self.listening, batch))
+            frames, counts = self._remembered(listening, batch)
         parts: dict[str, Tensor] = {}
-        if options.letters or options.pieces or options.words:
-            parts |= self._recognition(batch, heard)
+        if self._listens:
+            heard = listening.hear(frames, counts)
+            if options.letters or options.pieces or options.words:
+                parts |= self._recognition(batch, heard)
+            if self.answers is not None:
+                parts["answers"] = self.answers(self._rows(heard), batch.texts)
         if self.teacher is not None:
-            parts["distillation"] = self._distillation(heard, batch)
-        if self.answers is not None:
-            parts["answers"] = self.answers(self.listening.merged(heard), batch.texts)
+            parts["distillation"] = self._distillation(frames, counts, batch)
+        if self.recogniser is not None:
+            parts["recogniser"] = self.recogniser(frames, counts, batch.texts, batch.words)
         total = torch.stack([getattr(options, name) * part for name, part in parts.items()]).sum()
         return {"loss": total, **parts}
+
+    def _rows(self, heard: Heard) -> ReadRows:
+        """What the LLM reads of a batch."""
+        if self.reading is None:
+            return self.listening.merged(heard)
+        return self.listening.read(heard, self.reading)
+
+    def _hear_in(self, frames: int) -> None:
+        """Sets the block of the stream, with as much before it as the preset's has."""
+        encoder, (preset, left) = self.listening.encoder, self._block
+        encoder.block_frames, encoder.left_blocks = frames, max(1, preset * left // frames)
 
     def _recognition(self, batch: Batch, heard: Heard) -> dict[str, Tensor]:
         """Losses of letters and of pieces, and of both word by word."""
@@ -271,35 +337,61 @@ class SpeechToTextTrainee(Trainee):
         wanted: list[str] = []
         words: list[str] = []
         letters: list[str] = []
+        read: list[str] = []
         answers = 0.0
         for batch in batches:
-            heard = self.listening(batch.samples, batch.lengths)
-            tokens = self.listening.head.decode(heard.embeddings, heard.lengths)
+            frames, counts = self.listening.frames(batch.samples, batch.lengths)
             wanted += batch.texts
+            if self.recogniser is not None:
+                read += self.recogniser.recognise(frames, counts)
+            if not self._listens:
+                continue
+            heard = self.listening.hear(frames, counts)
+            tokens = self.listening.head.decode(heard.embeddings, heard.lengths)
             words += self._tokenizer.decode_batch(tokens)
             letters += letters_text(heard.letters, heard.frame_lengths)
             if self.answers is not None:
-                distance = self.answers(self.listening.merged(heard), batch.texts)
+                distance = self.answers(self._rows(heard), batch.texts)
                 answers += float(distance) * len(batch.texts)
         references = [plain_words(text) for text in wanted]
-        figures = {
-            "wer": error_rate(references, [plain_words(text) for text in words]),
-            "wer_letters": error_rate(references, [plain_words(text) for text in letters]),
-            "cer_letters": error_rate(references, [plain_words(t) for t in letters], letters=True),
-        }
+        figures: dict[str, float] = {}
+        if self.recogniser is not None:
+            figures["wer_recogniser"] = error_rate(references, [plain_words(text) for text in read])
+        if self._listens:
+            spelled = [plain_words(text) for text in letters]
+            figures["wer"] = error_rate(references, [plain_words(text) for text in words])
+            figures["wer_letters"] = error_rate(references, spelled)
+            figures["cer_letters"] = error_rate(references, spelled, letters=True)
         if self.answers is not None:
             figures["answers"] = answers / max(1, len(wanted))
         return figures
 
-    def _distillation(self, heard: Heard, batch: Batch) -> Tensor:
+    def _distillation(self, frames: Tensor, counts: Tensor, batch: Batch) -> Tensor:
         assert self.teacher is not None
         clean = batch.samples if batch.clean is None else batch.clean
         with torch.no_grad():
             wanted = self.teacher(clean)
-        count = min(wanted.shape[1], heard.frames.shape[1])
-        there = is_there(heard.frame_lengths.clamp(max=count), count)
-        alike = F.cosine_similarity(heard.frames[:, :count].float(), wanted[:, :count], dim=-1)
+        count = min(wanted.shape[1], frames.shape[1])
+        there = is_there(counts.clamp(max=count), count)
+        alike = F.cosine_similarity(frames[:, :count].float(), wanted[:, :count], dim=-1)
         return (1 - alike)[there].mean()
+
+
+def _recogniser_loss(name: str, encoder: nn.Module, options: SpeechToTextOptions) -> RecogniserLoss:
+    """The pretrained recogniser, which knows the frames of its own encoder.
+
+    Raises:
+        TrainingError: it has another family's.
+    """
+    recogniser = load_module(name, "recognizer")
+    if not (isinstance(recogniser, MoonshineRecognizer) and isinstance(encoder, MoonshineEncoder)):
+        raise TrainingError(
+            f"options.recogniser needs Moonshine's decoder, and preset {name!r} has none: set "
+            "options.recogniser=0"
+        )
+    tokenizer = Tokenizer.from_file(str(weights_folder(name, "recognizer") / "tokenizer.json"))
+    seconds = encoder.samples_per_frame / SAMPLE_RATE_HZ
+    return RecogniserLoss(recogniser, tokenizer, seconds, options.recogniser_behind)
 
 
 def _options(config: TrainingConfig) -> SpeechToTextOptions:

@@ -37,6 +37,8 @@ ALIGNED_MODULES = ("voice_encoder", "input_projector", "recognition_head")
 """The modules of a set, each trained against those before it."""
 ONLY_ALIGNED = ("input_projector", "recognition_head")
 """Those of them that nobody has pretrained: what reads speech for the LLM, trained through it."""
+READER = "recognizer"
+"""What the voice encoder of a set was trained against if the recogniser reads along."""
 
 
 def packaged_set(preset: str) -> Path:
@@ -112,6 +114,17 @@ def check_aligned(preset: str | Path | Preset) -> None:
         check_trained_against(preset, module, folder)
 
 
+def reads_along(folder: Path) -> bool:
+    """Say whether the recogniser reads along, from the folder of a set's voice encoder.
+
+    Raises:
+        WeightsError: its file is missing or damaged.
+    """
+    from minmo.weights.modules import trained_against
+
+    return READER in trained_against(folder)
+
+
 def has_aligned(preset: str | Path | Preset) -> bool:
     """Say whether a preset can listen: all that takes is here and was trained together.
 
@@ -138,6 +151,7 @@ def write_aligned(
     sources: Iterable[Source] = (),
     folder: Path | None = None,
     dtype: torch.dtype | None = None,
+    reading_along: bool = False,
 ) -> Path:
     """Writes a set; it replaces an older one as a whole or not at all.
 
@@ -147,6 +161,8 @@ def write_aligned(
         sources: what they were trained on, for the manifests.
         folder: of the set; None for where `aligned_folder` finds it first.
         dtype: to store floating-point weights in; None for float16.
+        reading_along: whether the voice encoder was adapted for the recogniser to read along; the
+            set works with that recogniser alone.
 
     Returns:
         The folder of the set.
@@ -167,10 +183,11 @@ def write_aligned(
         raise WeightsError(f"an aligned set is {_listed()}, all of them; given: {given}")
     root = home.aligned_folder(preset.name) if folder is None else folder
     llm = {"llm": module_sha256(preset, "llm")}
+    reader = {READER: module_sha256(preset, READER)} if reading_along else {}
     hashes: dict[str, str] = {}
     with replaced(root) as unfinished:
         for module in ALIGNED_MODULES:
-            against = hashes | llm if module in ONLY_ALIGNED else hashes
+            against = hashes | llm if module in ONLY_ALIGNED else reader
             written = write_module(
                 preset,
                 module,

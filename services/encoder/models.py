@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -14,7 +14,8 @@ import torch
 from tokenizers import Tokenizer
 
 from minmo.audio.vad import FRAME_SAMPLES, SileroVad
-from minmo.engine.listening import AlignedEmbedder, Embedder, Recogniser, Schedule
+from minmo.engine.ears import load_ears
+from minmo.engine.listening import Embedder, Recogniser, Schedule
 from minmo.engine.reading import (
     Read,
     read_with_moonshine,
@@ -25,13 +26,12 @@ from minmo.model.block_streaming import SAMPLE_RATE_HZ
 from minmo.model.input_projector import InputProjector
 from minmo.model.moonshine_encoder import MoonshineEncoder
 from minmo.model.moonshine_recognizer import MoonshineRecognizer
-from minmo.model.recognition_head import RecognitionHead
 from minmo.model.sense_voice_encoder import SenseVoiceEncoder
 from minmo.model.voice_encoder import VoiceEncoder
 from minmo.model.whisper_encoder import WhisperEncoder
 from minmo.model.whisper_recognizer import WhisperPrompt, WhisperRecognizer
 from minmo.presets import Preset, SizesOnly, build_module, load_preset
-from minmo.weights.aligned import aligned_folder, check_aligned
+from minmo.weights.aligned import aligned_folder, check_aligned, reads_along
 from minmo.weights.errors import AbsentWeightsError, WeightsError
 from minmo.weights.load import weights_folder
 from minmo.weights.modules import load_module
@@ -50,15 +50,13 @@ class Aligned:
     """
 
     def __init__(self, preset: Preset) -> None:
-        self._encoder = cast("VoiceEncoder", _load_aligned(preset, "voice_encoder"))
-        self._projector = cast("InputProjector", _load_aligned(preset, "input_projector"))
-        self._head = cast("RecognitionHead", _load_aligned(preset, "recognition_head"))
+        self._ears = load_ears(preset, partial(aligned_folder, preset), _device())
         self.to_text = _tokenizer(weights_folder(preset, "llm"))
         """What pieces of the LLM's vocabulary spell."""
 
     def embedder(self, *, probes: bool) -> Embedder:
         """A new segment's embedder, and whether it gives probes."""
-        return AlignedEmbedder(self._encoder, self._projector, self._head, probes=probes)
+        return self._ears.embedder(probes=probes)
 
 
 class ListeningModels:
@@ -153,16 +151,12 @@ class ListeningModels:
 
 
 def _schedule(preset: Preset) -> Schedule:
-    """The schedule that a preset's sizes make, without its weights."""
+    """The schedule that a preset's sizes and the kind of its set make, without its weights."""
     with SizesOnly():
         encoder = cast("VoiceEncoder", build_module(preset, "voice_encoder"))
         projector = cast("InputProjector", build_module(preset, "input_projector"))
-    return Schedule.of(encoder, projector)
-
-
-def _load_aligned(preset: Preset, module: str) -> torch.nn.Module:
-    folder = aligned_folder(preset, module)
-    return load_module(preset, module, folder=folder, device=_device())
+    reading = reads_along(aligned_folder(preset, "voice_encoder"))
+    return Schedule.of(encoder, projector, reading=reading)
 
 
 def _device() -> str:

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from minmo.audio.pcm import Samples
-from minmo.engine.listening import Embedder, Heard, Probe, Schedule
+from minmo.engine.finding_pieces import Heard
+from minmo.engine.listening import Embedder, Probe, Schedule
 from minmo.model.probing import STEP_EMBEDDINGS
 from minmo.rpc import tracing
 from minmo.v1 import common_pb2, encoder_pb2

@@ -369,7 +369,7 @@ async def test_embeddings_come_while_the_speech_goes_on(stub: EncoderServiceStub
         assert isinstance(response, encoder_pb2.EncodeResponse)
         heard.add(response)
     assert len(heard.matrix) > 5
-    assert heard.ready.look_ahead_samples == 2304 + 511
+    assert heard.ready.look_ahead_samples == 4608 + 511
     call.cancel()
 
 
@@ -382,7 +382,7 @@ async def test_each_step_is_probed_where_it_is_asked_for_also_in_silence(
     for milliseconds in (20, 900):
         first, *others = audio(clip, milliseconds=milliseconds)
         requests = [config(), first, start_embedding(start, probes=True), *others]
-        count = (len(clip) - start - 511) // 2304
+        count = (len(clip) - start - 511) // 4608 * 2
         results.append(await probed(stub, requests, count))
     first, second = results
     steps = range(len(first.probes))

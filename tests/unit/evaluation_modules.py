@@ -10,9 +10,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from minmo.audio.pcm import Samples
+from minmo.engine.ears import Ears
 from minmo.engine.prompt import TEXT_END, TURN_END, TURN_START, ChatFormat
 from minmo.evaluation.answering import Answerer
-from minmo.evaluation.modules import Ears, written_by
+from minmo.evaluation.modules import Listener, written_by
 from minmo.model.input_projector import InputProjector, InputProjectorConfig
 from minmo.model.llm import Llm
 from minmo.model.moonshine_encoder import MoonshineEncoder, MoonshineEncoderConfig
@@ -43,7 +44,7 @@ def answerer(slots: int = 3, max_tokens: int = 6) -> Answerer:
     return Answerer(llm(), chat(), INSTRUCTIONS, slots, max_tokens)
 
 
-def ears(model: Llm) -> Ears:
+def listener(model: Llm) -> Listener:
     torch.manual_seed(3)
     encoder = MoonshineEncoder(
         MoonshineEncoderConfig(
@@ -68,7 +69,7 @@ def ears(model: Llm) -> Ears:
     torch.nn.init.zeros_(head.blank_proj.weight)
     torch.nn.init.constant_(head.blank_proj.bias, 10.0)
     torch.nn.init.constant_(head.residual_scale, 0.3)
-    return Ears(encoder, projector, head, written_by(chat()))
+    return Listener(Ears(encoder, projector, head), written_by(chat()))
 
 
 def noise(samples: int, seed: int = 0) -> Samples:

@@ -11,7 +11,8 @@ import torch
 from minmo.audio.pcm import PcmFormat, Samples
 from minmo.audio.resample import resample
 from minmo.audio.vad import VadThresholds
-from minmo.engine.listening import Heard, Probe, Schedule
+from minmo.engine.finding_pieces import Heard
+from minmo.engine.listening import Probe, Schedule
 from minmo.rpc.errors import StatusError
 from minmo.rpc.health import Readiness
 from minmo.settings import EncoderSettings

@@ -16,7 +16,7 @@ from minmo.evaluation.clips import Choice, Clip, ClipSet, read_sets
 from minmo.evaluation.errors import EvaluationError
 from minmo.evaluation.results import without_nan
 from minmo.evaluation.systems import Aligned, System, TrueText, Turn
-from tests.unit.evaluation_modules import answerer, ears, llm, noise
+from tests.unit.evaluation_modules import answerer, listener, llm, noise
 
 TEXTS = {
     "one": ("Who sat on the mat?", "question", "Cat"),
@@ -156,7 +156,7 @@ def test_spoken_questions_are_answered_as_rightly_as_what_was_heard(
 
 
 def test_speech_is_understood_beside_its_text(clips: ClipSet, tmp_path: Path) -> None:
-    aligned = Aligned(ears(llm()))
+    aligned = Aligned(listener(llm()))
     perfect = Scripted("cascade", {})
     run = {"llm_sha256": "abc", "made_with": made_with, "folder": tmp_path, "pair_count": 2}
     systems: list[System] = [aligned, perfect]

@@ -24,15 +24,15 @@ from tests.unit.evaluation_modules import (
     INSTRUCTIONS,
     answerer,
     chat,
-    ears,
     greedy,
+    listener,
     llm,
     noise,
     prompt,
 )
 
 LLM = llm()
-EARS = ears(LLM)
+EARS = listener(LLM)
 CLIP = Clip("test", "one", "the cat?")
 
 

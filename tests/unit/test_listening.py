@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from minmo.audio.pcm import Samples
+from minmo.engine.finding_pieces import Heard, MergedPieces
 from minmo.engine.listening import (
     AlignedEmbedder,
-    Heard,
     Probe,
     Recogniser,
     Schedule,
@@ -56,7 +56,7 @@ SCHEDULE = Schedule.of(ENCODER, PROJECTOR)
 
 
 def embedder() -> AlignedEmbedder:
-    return AlignedEmbedder(ENCODER, PROJECTOR, HEAD)
+    return AlignedEmbedder(ENCODER, PROJECTOR, HEAD, MergedPieces(HEAD))
 
 
 def noise(samples: int, seed: int = 0) -> Samples:
@@ -109,7 +109,7 @@ def test_no_bit_depends_on_how_the_audio_was_cut(chunk: int) -> None:
 @pytest.mark.parametrize("chunk", [160, 2304, 3001, 40_000])
 def test_a_stream_probes_what_the_whole_clip_sounds_like(chunk: int) -> None:
     audio = noise(40_000)
-    made = AlignedEmbedder(ENCODER, PROJECTOR, HEAD, probes=True)
+    made = AlignedEmbedder(ENCODER, PROJECTOR, HEAD, MergedPieces(HEAD), probes=True)
     given: list[Probe] = []
     for start in range(0, len(audio), chunk):
         made.process(audio[start : start + chunk])

@@ -114,6 +114,37 @@ def test_logits_equal_those_of_transformers_however_the_tokens_come(
 
 
 @torch.inference_mode()
+def test_tokens_read_one_by_one_say_where_the_next_one_is_heard(weights: Pair) -> None:
+    tokens = torch.arange(1, 9)
+    frames = weights.encoder(weights.clip)
+    expected = weights.reference(weights.clip, decoder_input_ids=tokens[None]).logits[0]
+    cache = weights.decoder.start(frames)
+    readings = [weights.decoder.follow(int(token), cache) for token in tokens]
+    found = torch.stack([reading.logits for reading in readings])
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+    for reading in readings:
+        assert reading.attention.shape == frames.shape[1:2]
+        assert float(reading.attention.sum()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_text_read_as_a_whole_is_read_as_token_by_token(weights: Pair) -> None:
+    tokens = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        frames = weights.encoder(weights.clip)
+    count = frames.shape[1]
+    everything = torch.ones(1, 1, count, dtype=torch.bool)
+    found = weights.decoder.read(tokens, frames, everything)
+    expected = weights.reference(weights.clip, decoder_input_ids=tokens).logits
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+    # A token that sees the first frames alone does not know of the others.
+    seen = everything.expand(1, 8, count).clone()
+    seen[:, :, count // 2 :] = False
+    half = weights.decoder.read(tokens, frames[:, : count // 2], everything[:, :, : count // 2])
+    found = weights.decoder.read(tokens, frames, seen)
+    torch.testing.assert_close(found, half, atol=TOLERANCE, rtol=0)
+
+
+@torch.inference_mode()
 def test_greedy_tokens_equal_those_of_transformers(weights: Pair) -> None:
     expected = weights.reference.generate(weights.clip, max_new_tokens=20, do_sample=False)
     found = weights.decoder.greedy(weights.encoder(weights.clip), 20)

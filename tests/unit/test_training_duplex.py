@@ -16,7 +16,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from minmo.cli.main import app
-from minmo.engine.listening import AlignedEmbedder
+from minmo.engine.ears import Ears
 from minmo.engine.operations import Fork, Matrix, Prefill, Prefilled, Probe, Probed
 from minmo.engine.prompt import ChatFormat
 from minmo.model.duplex_predictor import DuplexPredictor
@@ -36,7 +36,6 @@ from minmo.training.duplex_gate import Segment, Stretch, segments_of
 from minmo.training.duplex_reading import SceneReader
 from minmo.training.errors import TrainingError
 from minmo.training.exporting import export_run
-from minmo.training.listening import ListeningModel
 from minmo.training.trainer import train
 from minmo.weights import aligned
 from minmo.weights import duplex as duplex_weights
@@ -157,7 +156,7 @@ def reader(place: Path) -> SceneReader:
     folder = weights_folder(preset, "llm")
     llm = Llm.from_state_dict(load_preset(preset).llm, load_state_dict(folder))
     chat = ChatFormat.from_folder(folder)
-    return SceneReader(ListeningModel(*cast(Any, modules)), llm, chat, loud_gate())
+    return SceneReader(Ears(*cast(Any, modules)), llm, chat, loud_gate())
 
 
 def long_scene(interrupted: bool = True) -> Scene:
@@ -207,8 +206,7 @@ class Talk:
         self.length[branch] = position
 
     def listen(self, samples: Matrix, branch: str) -> None:
-        model = self.reader.listening
-        embedder = AlignedEmbedder(model.encoder, model.projector, model.head, probes=True)
+        embedder = self.reader.ears.embedder(probes=True)
         for start in range(0, len(samples), 320):
             heard = embedder.process(samples[start : start + 320])
             self.read(heard.embeddings.numpy(), branch)
@@ -284,7 +282,7 @@ def test_nothing_sees_a_probe_but_the_predictor(place: Path, reader: SceneReader
         for step in SceneReader.steps(reader, samples):
             yield step._replace(probe=step.probe * 100)
 
-    other = SceneReader(reader.listening, reader.llm, reader._chat, loud_gate())
+    other = SceneReader(reader.ears, reader.llm, reader._chat, loud_gate())
     other.steps = loud.__get__(other)  # type: ignore[method-assign]
     changed = other(one, user)
     torch.testing.assert_close(changed.hidden[kept], with_probes.hidden[kept], atol=1e-6, rtol=0)

@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from typer.testing import CliRunner
 
 from minmo.cli.main import app
+from minmo.engine.ears import load_ears
 from minmo.model.llm import Llm
-from minmo.model.merging import Merged
 from minmo.presets import load_preset
 from minmo.training import checkpoint
 from minmo.training.batches import read_sources
@@ -21,10 +21,12 @@ from minmo.training.config import TrainingConfig, load_config, with_changes
 from minmo.training.curves import read_curve
 from minmo.training.errors import TrainingError
 from minmo.training.exporting import export_run
+from minmo.training.listening import ReadRows
 from minmo.training.own_answers import OwnAnswers
 from minmo.training.speech_to_text import MODULES, SpeechToText
 from minmo.training.trainer import train
 from minmo.training.transcripts import error_rate, letters_text, plain_words
+from minmo.weights.errors import WeightsError
 from minmo.weights.load import load_state_dict, weights_folder
 from minmo.weights.modules import load_module, random_module, write_module
 from tests.unit.tiny_presets import write_preset
@@ -47,6 +49,17 @@ def write_tokenizer(path: Path) -> None:
     made.save(str(path))
 
 
+def write_recogniser_tokenizer(path: Path) -> None:
+    """One that marks where words begin, as Moonshine's."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    special = [AddedToken(token, special=True) for token in ("<unk>", "<s>", "</s>")]
+    trainer = trainers.BpeTrainer(vocab_size=29, special_tokens=special, show_progress=False)
+    made.train_from_iterator([*TEXTS] * 20, trainer)
+    made.save(str(path))
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with pretrained weights of a tiny preset, and clips."""
@@ -55,12 +68,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         input_projector={"width": 24, "heads": 4},
         llm={"vocabulary_size": 320, "max_context": 128},
+        recognizer={"vocabulary_size": 29, "max_tokens": 64},
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINMO_HOME", str(folder / "home"))
-        for name in ("voice_encoder", "llm"):
+        for name in ("voice_encoder", "recognizer", "llm"):
             write_module(str(preset), name, random_module(str(preset), name, 1))
         write_tokenizer(weights_folder(str(preset), "llm") / "tokenizer.json")
+        write_recogniser_tokenizer(weights_folder(str(preset), "recognizer") / "tokenizer.json")
     write_shard(folder / "speech", "train.0000", 10)
     write_shard(folder / "speech", "valid.0000", 5)
     return folder
@@ -135,6 +150,50 @@ def test_the_recipes_follow_one_another_and_give_modules_that_load(
     assert began is not None
     encoder = checkpoint.read_weights(began)["voice_encoder"]["conv1.weight"]
     assert torch.equal(encoder, kept["voice_encoder"]["conv1.weight"].half().float())
+
+
+def test_an_encoder_is_adapted_so_that_the_recogniser_reads_along(
+    place: Path, tmp_path: Path
+) -> None:
+    preset = str(place / "tiny.toml")
+    adapted, answering = tmp_path / "adapted", tmp_path / "answering"
+    train(config(place, "adapt"), SpeechToText(), adapted, silent())
+    assert {"recogniser", "distillation"} <= rows(adapted)[0].keys()
+    assert "pieces" not in rows(adapted)[0]
+    assert math.isfinite(rows(adapted, "valid")[0]["wer_recogniser"])
+    settings = with_changes(
+        config(place, "sft", adapted), {"options.answer_tokens": 3, "options.reading": True}
+    )
+    train(settings, SpeechToText(), answering, silent())
+    assert math.isfinite(rows(answering)[0]["answers"])
+    folder = export_run(answering, tmp_path / "modules")
+    ears = load_ears(load_preset(preset), folder.joinpath)
+    assert ears.reading is not None
+    # Another recogniser has not read its frames.
+    ears_of = load_preset(preset), folder.joinpath
+    write_module(preset, "recognizer", random_module(preset, "recognizer", 2))
+    try:
+        with pytest.raises(WeightsError, match="was trained against another recognizer"):
+            load_ears(*ears_of)
+    finally:
+        write_module(preset, "recognizer", random_module(preset, "recognizer", 1))
+        write_recogniser_tokenizer(weights_folder(preset, "recognizer") / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recogniser": -1.0}, "are weights of losses"),
+        ({"recogniser_behind": [0.5, 0.1]}, "recogniser_behind is .*the lower one first"),
+        ({"blocks": [0]}, "at least one frame"),
+    ],
+)
+def test_wrong_options_of_the_recogniser_are_refused(
+    place: Path, options: dict[str, object], message: str
+) -> None:
+    changes = {f"options.{key}": value for key, value in options.items()}
+    with pytest.raises(TrainingError, match=message):
+        SpeechToText().check(with_changes(config(place, "adapt"), changes))
 
 
 def test_recognition_is_learned(place: Path, tmp_path: Path) -> None:
@@ -212,11 +271,10 @@ def test_answers_are_the_llms_own_and_hearing_the_text_itself_is_no_distance(
     heard = torch.zeros(2, int(counts.max()), preset.llm.width)
     for row, ids in zip(heard, tokens, strict=True):
         row[: len(ids)] = llm.embed(torch.tensor(ids))
-    nothing = torch.zeros(2, heard.shape[1], dtype=torch.int64)
-    same = own(Merged(heard, nothing, nothing, counts), texts)
+    same = own(ReadRows(heard, counts), texts)
     assert float(same) == pytest.approx(0, abs=1e-7)
     heard.requires_grad_(True)
-    other = own(Merged(heard.flip(0), nothing, nothing, counts.flip(0)), texts)
+    other = own(ReadRows(heard.flip(0), counts.flip(0)), texts)
     assert float(other.detach()) > 1e-5
     other.backward()
     assert heard.grad is not None
