@@ -85,7 +85,7 @@ def bundle(
         list[str] | None,
         typer.Option(
             metavar="STEP=MINUTES",
-            help="Time of a step, as speech, pre-align, full-align, sft. Repeatable.",
+            help="Time of a step, as speech, adapt, pre-align, sft. Repeatable.",
         ),
     ] = None,
     module: Annotated[

@@ -23,7 +23,7 @@ _SIGNALLED = 128
 app = typer.Typer(
     no_args_is_help=True,
     help="Train the modules.\n\n"
-    "Example: minmo train speech-to-text --recipe pre-align --data FOLDER --out runs/pre-align",
+    "Example: minmo train speech-to-text --recipe adapt --data FOLDER --out runs/adapt",
 )
 
 Out = Annotated[
@@ -93,8 +93,8 @@ COMMANDS = (
     StageCommand(
         "speech-to-text",
         "Teach the LLM to listen: voice encoder, input projector and recognition head.",
-        ("pre-align", "full-align", "sft"),
-        "--recipe full-align --data ~/speech --init runs/pre-align --out runs/full-align",
+        ("adapt", "pre-align", "full-align", "sft"),
+        "--recipe adapt --data ~/speech --out runs/adapt",
     ),
     StageCommand(
         "speech-tokenizer",

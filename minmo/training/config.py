@@ -168,8 +168,8 @@ class OptimizerConfig:
         method: `adamw`, or `muon` (Jordan et al., 2024) for the matrices of Transformer layers,
             with AdamW for everything else.
         learning_rates: of each module that is trained, by its name; others are frozen.
-        frozen: beginnings of the names of parameters that stay as they are all the same, such as
-            `voice_encoder.conv1`.
+        frozen: beginnings of names of parameters that stay as they are all the same, such as
+            `voice_encoder.conv1`; `*` stands for anything.
         weight_decay: of matrices; norms and biases have none.
         betas: of AdamW's running means.
         momentum: of Muon.

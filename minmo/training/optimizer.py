@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -28,12 +29,12 @@ def trained_parameters(model: Trainee, config: TrainingConfig) -> dict[str, nn.P
                 f"can train: {', '.join(kept)}"
             )
         for name, parameter in kept[module].named_parameters(module):
-            if not name.startswith(config.optimizer.frozen):
+            if not any(_begins(name, one) for one in config.optimizer.frozen):
                 parameter.requires_grad_(True)
                 named[name] = parameter
     for beginning in config.optimizer.frozen:
         if not any(
-            name.startswith(beginning)
+            _begins(name, beginning)
             for module in rates
             for name, _ in kept[module].named_parameters(module)
         ):
@@ -42,6 +43,10 @@ def trained_parameters(model: Trainee, config: TrainingConfig) -> dict[str, nn.P
                 "begins with"
             )
     return named
+
+
+def _begins(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, f"{pattern}*")
 
 
 def make_optimizer(

@@ -1,7 +1,8 @@
 """The stage speech-to-text: the LLM learns to listen (paper, section 3.4).
 
-Its recipes are one stage with other modules moved and other losses weighed: pre-align moves what
-is new, full-align the voice encoder too, SFT learns through the frozen LLM.
+Its recipes are one stage with other modules moved and other losses weighed: adapt moves the voice
+encoder for the recogniser that reads along, pre-align what is new, full-align both where nothing
+reads along, SFT learns through the frozen LLM.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from minmo.engine.ears import Reading, load_reading
 from minmo.model.block_streaming import SAMPLE_RATE_HZ, BlockStreamingEncoder
 from minmo.model.input_projector import InputProjector
 from minmo.model.llm import Llm
-from minmo.model.moonshine_encoder import MoonshineEncoder
-from minmo.model.moonshine_recognizer import MoonshineRecognizer
+from minmo.model.moonshine_recognizer import MoonshineRecognizer, MoonshineRecognizerConfig
 from minmo.model.recognition_head import (
     RecognitionHead,
     RecognitionHeadConfig,
@@ -38,6 +38,7 @@ from minmo.training.data.errors import DataError
 from minmo.training.data.jsonl import read_lines
 from minmo.training.errors import TrainingError
 from minmo.training.filling import fill
+from minmo.training.joining import joined
 from minmo.training.listening import (
     Heard,
     ListeningModel,
@@ -95,6 +96,8 @@ class SpeechToTextOptions:
             they come, drawn from this range.
         blocks: sizes of a block of the stream, in frames, one of which is drawn for each batch; the
             preset's if empty. What a frame sees before its block stays as long.
+        joined_seconds: neighbours of a batch are said one after the other up to so long; 0 for each
+            by itself. Most synthetic clips are shorter than what a frame of the stream sees.
         remember_mb: megabytes of the frozen voice encoder's frames to keep, 87 for an hour of
             `mini`'s; each clip stays as it was first heard, so silence and speed must not be drawn
             anew. 0 to encode each time.
@@ -115,6 +118,7 @@ class SpeechToTextOptions:
     recogniser: float = 0.0
     recogniser_behind: Range = (0.1, 0.6)
     blocks: tuple[int, ...] = ()
+    joined_seconds: float = 0.0
     remember_mb: float = 0.0
     answer_tokens: int = 24
     system_prompt: str = ""
@@ -135,8 +139,10 @@ class SpeechToTextOptions:
             )
         if any(frames < 1 for frames in self.blocks):
             raise ValueError(f"blocks are {list(self.blocks)}: a block has at least one frame")
-        if self.remember_mb < 0:
-            raise ValueError(f"remember_mb is {self.remember_mb:g}: it is 0 or more")
+        if self.remember_mb < 0 or self.joined_seconds < 0:
+            raise ValueError("remember_mb and joined_seconds are 0 or more")
+        if self.remember_mb and self.joined_seconds:
+            raise ValueError("joined_seconds joins other clips each time: set remember_mb=0")
         if self.sampled_pieces < 1 or self.minimum_count < 1 or self.answer_tokens < 1:
             raise ValueError("sampled_pieces, minimum_count and answer_tokens are at least 1")
 
@@ -158,6 +164,14 @@ class SpeechToText(Stage):
                     f"{', '.join(MODULES)}"
                 )
         preset = load_preset(config.preset)
+        options = _options(config)
+        if (options.reading or options.recogniser) and not isinstance(
+            preset.recognizer, MoonshineRecognizerConfig
+        ):
+            raise TrainingError(
+                f"preset {preset.name!r} has no decoder of Moonshine's to read along: set "
+                "options.reading=false and options.recogniser=0"
+            )
         missing = [name for name in (*MODULES, "llm") if name not in modules_of(preset)]
         if missing or not preset.input_projector.letters:
             what = f"no {' and no '.join(missing)}" if missing else "input_projector.letters = 0"
@@ -188,7 +202,9 @@ class SpeechToText(Stage):
             answers = OwnAnswers(llm, folder, options.answer_tokens, options.system_prompt)
         recogniser = None
         if options.recogniser:
-            recogniser = _recogniser_loss(config.preset, modules["voice_encoder"], options)
+            recogniser = _recogniser_loss(
+                config.preset, cast(BlockStreamingEncoder, modules["voice_encoder"]), options
+            )
         reading = None
         if options.reading and options.answers:
             reading = load_reading(preset)
@@ -273,6 +289,8 @@ class SpeechToTextTrainee(Trainee):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted sum and its parts; see `Trainee.losses`."""
         options, listening = self._options, self.listening
+        if options.joined_seconds:
+            batch = joined(batch, options.joined_seconds)
         if options.blocks:
             self._hear_in(options.blocks[int(torch.randint(len(options.blocks), ()))])
         if self._remembered is None:
@@ -377,18 +395,11 @@ class SpeechToTextTrainee(Trainee):
         return (1 - alike)[there].mean()
 
 
-def _recogniser_loss(name: str, encoder: nn.Module, options: SpeechToTextOptions) -> RecogniserLoss:
-    """The pretrained recogniser, which knows the frames of its own encoder.
-
-    Raises:
-        TrainingError: it has another family's.
-    """
-    recogniser = load_module(name, "recognizer")
-    if not (isinstance(recogniser, MoonshineRecognizer) and isinstance(encoder, MoonshineEncoder)):
-        raise TrainingError(
-            f"options.recogniser needs Moonshine's decoder, and preset {name!r} has none: set "
-            "options.recogniser=0"
-        )
+def _recogniser_loss(
+    name: str, encoder: BlockStreamingEncoder, options: SpeechToTextOptions
+) -> RecogniserLoss:
+    """The pretrained recogniser, which knows the frames of its own encoder."""
+    recogniser = cast(MoonshineRecognizer, load_module(name, "recognizer"))
     tokenizer = Tokenizer.from_file(str(weights_folder(name, "recognizer") / "tokenizer.json"))
     seconds = encoder.samples_per_frame / SAMPLE_RATE_HZ
     return RecogniserLoss(recogniser, tokenizer, seconds, options.recogniser_behind)

@@ -255,11 +255,11 @@ def test_listening_is_trained_stage_by_stage() -> None:
         minutes={"speech": 1.0, "sft": 30.0},
     )
     steps = {step.name: step for step in plan.steps}
-    assert list(steps)[:5] == ["speech", "pre-align", "full-align", "sft", "export"]
+    assert list(steps)[:5] == ["speech", "adapt", "pre-align", "sft", "export"]
     assert steps["speech"].cut_after_minutes == 1.0
     sft = " ".join(steps["sft"].command)
     assert "--recipe {root}/recipes/sft.yaml" in sft
-    assert "--init {work}/full-align" in sft
+    assert "--init {work}/pre-align" in sft
     assert "--minutes 30 " in sft
     assert "--data {root}/home/speech/made --data {root}/home/speech/people" in sft
     assert "speech" not in {

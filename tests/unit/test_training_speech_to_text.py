@@ -180,12 +180,19 @@ def test_an_encoder_is_adapted_so_that_the_recogniser_reads_along(
         write_recogniser_tokenizer(weights_folder(preset, "recognizer") / "tokenizer.json")
 
 
+def test_only_moonshines_decoder_reads_along(place: Path, tmp_path: Path) -> None:
+    path = write_preset(tmp_path, base="8b", name="other")
+    with pytest.raises(TrainingError, match="no decoder of Moonshine's to read along"):
+        SpeechToText().check(with_changes(config(place, "adapt"), {"preset": str(path)}))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"recogniser": -1.0}, "are weights of losses"),
         ({"recogniser_behind": [0.5, 0.1]}, "recogniser_behind is .*the lower one first"),
         ({"blocks": [0]}, "at least one frame"),
+        ({"joined_seconds": 9.0, "remember_mb": 5.0}, "joins other clips each time"),
     ],
 )
 def test_wrong_options_of_the_recogniser_are_refused(

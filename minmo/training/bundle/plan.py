@@ -115,10 +115,10 @@ def read_plan(path: Path) -> Plan:
 SPEECH = "made"
 """Name of the speech that is made on the machine, under `home/speech`."""
 
-MINUTES: Mapping[str, float] = {"speech": 8.0, "pre-align": 2.0, "full-align": 6.0, "sft": 4.0}
+MINUTES: Mapping[str, float] = {"speech": 8.0, "adapt": 6.0, "pre-align": 2.0, "sft": 4.0}
 """How long each step may take that takes as long as one lets it."""
 
-_STAGES = ("pre-align", "full-align", "sft")
+_STAGES = ("adapt", "pre-align", "sft")
 _EVALUATED_CLIPS = 200
 
 
