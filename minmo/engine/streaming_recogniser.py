@@ -16,7 +16,7 @@ from torch import Tensor
 from minmo.model.moonshine_recognizer import MoonshineRecognizer
 from minmo.model.recognition import RecognizerCache, repetition
 
-BEHIND_SECONDS = 0.6
+BEHIND_SECONDS = 1.0
 """Sound that must have come behind where a token is heard, before it is given."""
 
 # The decoder was trained on utterances, not on speeches: of what is longer than this, what was

@@ -9,11 +9,12 @@ from typing import cast
 
 from tokenizers import Tokenizer
 
-from minmo.engine.ears import Ears, load_ears
+from minmo.engine.ears import Ears
 from minmo.engine.listening import Recogniser
 from minmo.engine.prompt import ChatFormat
 from minmo.engine.reading import read_with_moonshine
 from minmo.evaluation.errors import EvaluationError
+from minmo.loading import load_ears
 from minmo.model.llm import Llm
 from minmo.model.moonshine_encoder import MoonshineEncoder
 from minmo.model.moonshine_recognizer import MoonshineRecognizer

@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minmo.engine.ears import Reading, load_reading
+from minmo.engine.ears import Reading
+from minmo.loading import load_reading
 from minmo.model.block_streaming import SAMPLE_RATE_HZ, BlockStreamingEncoder
 from minmo.model.input_projector import InputProjector
 from minmo.model.llm import Llm

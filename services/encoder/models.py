@@ -14,7 +14,6 @@ import torch
 from tokenizers import Tokenizer
 
 from minmo.audio.vad import FRAME_SAMPLES, SileroVad
-from minmo.engine.ears import load_ears
 from minmo.engine.listening import Embedder, Recogniser, Schedule
 from minmo.engine.reading import (
     Read,
@@ -22,6 +21,7 @@ from minmo.engine.reading import (
     read_with_sense_voice,
     read_with_whisper,
 )
+from minmo.loading import load_ears
 from minmo.model.block_streaming import SAMPLE_RATE_HZ
 from minmo.model.input_projector import InputProjector
 from minmo.model.moonshine_encoder import MoonshineEncoder

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from typer.testing import CliRunner
 
 from minmo.cli.main import app
-from minmo.engine.ears import load_ears
+from minmo.loading import load_ears
 from minmo.model.llm import Llm
 from minmo.presets import load_preset
 from minmo.training import checkpoint
