@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minmo.cli import eval_speech
+from minmo.cli import eval_duplex, eval_speech
 from minmo.cli.evaluating import (
     Folders,
     Kinds,
@@ -64,7 +64,7 @@ class SpokenSystem(StrEnum):
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Measure how well speech is heard, understood and made.\n\n"
+    help="Measure how well speech is heard, understood and made, and turns are taken.\n\n"
     "Example: minmo eval asr ~/.cache/minmo/speech/mini --limit 200",
 )
 
@@ -72,6 +72,7 @@ app = typer.Typer(
 app.command("tts")(eval_speech.tts)
 app.command("instruct")(eval_speech.instruct)
 app.command("speech-to-speech")(eval_speech.speech_to_speech)
+app.command("duplex")(eval_duplex.duplex)
 
 
 @app.command("asr")

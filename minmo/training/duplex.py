@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from minmo.audio.vad import SileroVad
-from minmo.engine.ears import load_ears
 from minmo.engine.prompt import ChatFormat
+from minmo.loading import load_ears
 from minmo.model.duplex_labels import Turn, duplex_labels
 from minmo.model.duplex_predictor import QUESTIONS, DuplexPredictor, duplex_loss
 from minmo.model.duplex_scores import (
@@ -118,22 +118,7 @@ class DuplexStage(Stage):
         points = Points()
         if POINTS in weights:
             fill(points, POINTS, weights[POINTS])
-        try:
-            check_aligned(config.preset)
-            reads = {
-                **listening_hashes(config.preset),
-                "system_prompts": options.system_prompts,
-                "llm_precision": options.llm_precision,
-                "vad_threshold": options.vad_threshold,
-                "preroll": PREROLL_SECONDS,
-            }
-        except WeightsError as error:
-            raise TrainingError(
-                f"duplex reads what the LLM makes of speech, and {config.preset} cannot listen: "
-                f"{error}"
-            ) from error
-        folder = Path(options.states).expanduser() if options.states else None
-        store = StatesStore(digest_of(reads), folder)
+        store = states_store(config.preset, options)
         return DuplexTrainee(predictor, points, SceneBook(config.preset, options, store), options)
 
     def export(self, config: TrainingConfig, weights: Weights, folder: Path | None) -> Path:
@@ -243,6 +228,35 @@ class SceneBook:
         llm = Llm.from_state_dict(preset.llm, load_state_dict(folder), dtype, self.device)
         gate = open_gate(self._preset, self._options.vad_threshold)
         return SceneReader(ears, llm, chat, gate)
+
+
+def states_store(preset: str, options: DuplexOptions, **more: object) -> StatesStore:
+    """Where the hidden states of scenes are kept.
+
+    Args:
+        preset: whose modules read them.
+        options: of the stage.
+        more: what else decides what they are.
+
+    Raises:
+        TrainingError: the preset cannot listen.
+    """
+    try:
+        check_aligned(preset)
+        reads = {
+            **listening_hashes(preset),
+            "system_prompts": options.system_prompts,
+            "llm_precision": options.llm_precision,
+            "vad_threshold": options.vad_threshold,
+            "preroll": PREROLL_SECONDS,
+            **more,
+        }
+    except WeightsError as error:
+        raise TrainingError(
+            f"duplex reads what the LLM makes of speech, and {preset} cannot listen: {error}"
+        ) from error
+    folder = Path(options.states).expanduser() if options.states else None
+    return StatesStore(digest_of(reads), folder)
 
 
 def open_gate(preset: str, threshold: float) -> Gate:

