@@ -11,6 +11,23 @@ from typing import Any
 
 import psutil
 
+from minmo import pictures
+from minmo.bench.components import (
+    BETWEEN,
+    FIVE_TOKENS,
+    PAPER_MS,
+    PARTS,
+    PRACTICE,
+    PREDICTOR,
+    SPEECH_TOKENS,
+    SUM,
+    TOKEN2WAV,
+    Components,
+    at_rank,
+    components,
+    percentile,
+    rows,
+)
 from minmo.client import Conversation, Recording, TalkTurn, Target, ask
 from minmo.client.errors import ClientError, RecordingError
 from minmo.v1 import conversation_pb2
@@ -32,6 +49,7 @@ class LatencyResult:
             last question; None if it runs elsewhere.
         memory_by_process: the same of each process, by its name.
         failures: questions without an answer, and why.
+        components: what the latency of each question was made of.
     """
 
     first_audio_ms: tuple[float, ...]
@@ -41,6 +59,7 @@ class LatencyResult:
     memory_bytes: int | None
     memory_by_process: dict[str, int]
     failures: tuple[str, ...]
+    components: tuple[Components, ...] = ()
 
     @property
     def median_ms(self) -> float:
@@ -55,15 +74,15 @@ class LatencyResult:
     @property
     def p95_ms(self) -> float:
         """95th percentile of the first-audio latency, by nearest rank."""
-        ordered = sorted(self.first_audio_ms)
-        return ordered[math.ceil(0.95 * len(ordered)) - 1]
+        return percentile(self.first_audio_ms, 0.95)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, with medians and 95th percentile."""
+        """Everything, with medians, 95th percentile, and the paper's table 21."""
         return {
             "median_ms": self.median_ms,
             "p95_ms": self.p95_ms,
             "first_token_median_ms": self.first_token_median_ms,
+            "table_21": [asdict(row) for row in rows(self.components)],
             **asdict(self),
         }
 
@@ -141,14 +160,45 @@ async def measure(
         memory_bytes=sum(memory.values()) if memory else None,
         memory_by_process=memory,
         failures=tuple(failures),
+        components=tuple(parts for turn in turns if (parts := components(turn)) is not None),
+    )
+
+
+def draw(result: LatencyResult, path: Path) -> None:
+    """Draws what lies between the last word and first audio, as SVG or PNG by the file's name.
+
+    The paper's figures, then two of the questions: that of the median and that of the 95th
+    percentile. `minmo.pictures.check` says beforehand whether that is possible.
+
+    Raises:
+        ClientError: no turn said what its latency was made of.
+        OSError: the file cannot be written.
+    """
+    if not result.components:
+        raise ClientError(f"no turn has a waterfall: {path} is not drawn")
+    paper = dict.fromkeys(PARTS, 0.0)
+    paper |= {part: PAPER_MS[part] for part in (PREDICTOR, FIVE_TOKENS, SPEECH_TOKENS, TOKEN2WAV)}
+    bars = [("paper, L20", {**paper, BETWEEN: PAPER_MS[PRACTICE] - PAPER_MS[SUM]})]
+    for name, share in (("median", 0.5), ("95th percentile", 0.95)):
+        question = at_rank(result.components, share)
+        bars.append((name, {**question.parts, BETWEEN: question.between_ms}))
+    pictures.stacked_bars(
+        path, bars, title=f"to first audio, {len(result.components)} questions", unit="ms"
     )
 
 
 def memory_by_process(supervisor_pid: int) -> dict[str, int]:
-    """Proportional share of memory (PSS, in bytes) of a process and its descendants, by name."""
+    """Proportional share of memory (PSS, in bytes) of a process and its descendants, by name.
+
+    Nothing if the process has ended.
+    """
     shares: dict[str, int] = {}
-    supervisor = psutil.Process(supervisor_pid)
-    for process in [supervisor, *supervisor.children(recursive=True)]:
+    try:
+        supervisor = psutil.Process(supervisor_pid)
+        processes = [supervisor, *supervisor.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return {}
+    for process in processes:
         try:
             name = "supervisor" if process == supervisor else _name(process.cmdline())
             shares[name] = shares.get(name, 0) + process.memory_full_info().pss

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import json
 import logging
 import platform
@@ -34,6 +33,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from minmo import pictures
+from minmo.bench.components import FIRST_TOKEN, FIVE_TOKENS, SPEECH_TOKENS, TOKEN2WAV
+from minmo.bench.components import PAPER_MS as TABLE_21_MS
 from minmo.bench.llm import memory_bandwidth, weight_bytes
 from minmo.bench.voice import VoiceReport
 from minmo.bench.voice import measure as measure_voice
@@ -75,16 +77,13 @@ _LLM_CONTEXT = 64
 """Positions of a session: the prompt, the embeddings, the first tokens, and some to spare."""
 _VOICE_CONTEXT = 256
 """Positions of an utterance: its text, the longest speech that it may get, and some to spare."""
-_PLOTS = (".svg", ".png")
 
+_PARTS = (FIVE_TOKENS, SPEECH_TOKENS, TOKEN2WAV)
 PAPER_MS = {
-    "LLM, first token": 95.0,
-    "LLM, first five tokens": 150.0,
-    "15 speech tokens": 70.0,
-    "first token2wav chunk": 130.0,
-    "sum": 350.0,
+    **{stage: TABLE_21_MS[stage] for stage in (FIRST_TOKEN, *_PARTS)},
+    "sum": sum(TABLE_21_MS[stage] for stage in _PARTS),
 }
-"""On an L20 GPU, for one session (arXiv 2501.06282, table 21)."""
+"""On an L20 GPU, for one session; the full-duplex predictor is not among it."""
 
 Progress = Callable[[str], None]
 
@@ -171,12 +170,8 @@ def check(preset_name: str, device: Device = "cpu", plot: Path | None = None) ->
                 f"preset {preset.name!r} has {module}.max_context = {there}; the benchmark needs "
                 f"at least {positions} positions"
             )
-    if plot is None:
-        return
-    if plot.suffix.lower() not in _PLOTS:
-        raise ValueError(f"plot is {str(plot)!r}; its name must end in {' or '.join(_PLOTS)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("a plot needs matplotlib: pip install 'minmo[plot]'")
+    if plot is not None:
+        pictures.check(plot)
 
 
 def measure(
@@ -227,10 +222,10 @@ def measure(
     voice = _measure_voice(modules, device, sessions, repeats, progress)
     tokens_bytes = modules.lm.config.speech_group * weight_bytes(modules.lm.trunk)
     stages = {
-        "LLM, first token": (llm_bytes, first),
-        "LLM, first five tokens": (FIRST_TOKENS * llm_bytes, five),
-        "15 speech tokens": (tokens_bytes, voice.tokens_ms),
-        "first token2wav chunk": (_chunk_bytes(modules), voice.chunk_ms),
+        FIRST_TOKEN: (llm_bytes, first),
+        FIVE_TOKENS: (FIRST_TOKENS * llm_bytes, five),
+        SPEECH_TOKENS: (tokens_bytes, voice.tokens_ms),
+        TOKEN2WAV: (_chunk_bytes(modules), voice.chunk_ms),
     }
     rows = [
         Row(stage, PAPER_MS[stage], 1000 * read / bandwidth, measured)

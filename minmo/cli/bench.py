@@ -52,23 +52,32 @@ def latency(
             min=200, max=5000, help="Milliseconds of silence that end a question; the server's own."
         ),
     ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Draw where the time went into this SVG or PNG."),
+    ] = None,
     as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables in Markdown.")] = False,
 ) -> None:
-    """Ask spoken questions one by one: first-audio latency, hops, tokens per second, memory.
+    """Ask spoken questions one by one: the paper's table 21, hops, tokens per second, memory.
 
-    "Listening to first token" begins when it was decided that the question has ended. In aligned
+    Each component's own latency beside the paper's, their sum, and what is measured here in
+    practice. "Speech to text" begins when it was decided that the question has ended. In aligned
     mode most is read by then; with --silence 200 what is left after the last word shows.
 
-    Example: minmo bench latency --count 20 --json
+    Example: minmo bench latency --count 20 --picture latency.svg
     """
     import json
 
     from minmo.bench import latency as bench
-    from minmo.cli.bench_tables import latency_table
+    from minmo.cli.bench_tables import latency_tables, print_tables
+    from minmo.cli.checks import check_picture
     from minmo.cli.reach import Reach, Server
     from minmo.cli.show import stderr
     from minmo.stack import StackConfig
 
+    if picture is not None:
+        check_picture(picture)
     recordings = bench.read_questions(questions, count)
 
     async def work(server: Server) -> bench.LatencyResult:
@@ -89,7 +98,10 @@ def latency(
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
     else:
-        latency_table(result)
+        print_tables(latency_tables(result), markdown=markdown)
+    if picture is not None:
+        bench.draw(result, picture)
+        typer.echo(f"picture written to {picture}", err=as_json)
 
 
 @app.command("llm")

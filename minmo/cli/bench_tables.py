@@ -3,40 +3,71 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from minmo.bench.components import MEANINGS, rows
 from minmo.bench.latency import LatencyResult
 from minmo.bench.load_result import FaultResult, Level, LoadResult
 from minmo.bench.usage import OWN
+from minmo.evaluation.report import Table as Figures
 
 _WIDTH = 100
 """Of tables in a file."""
 
 
-def latency_table(result: LatencyResult) -> None:
-    """Prints the figures of `minmo bench latency`."""
-    table = Table("figure", box=None, header_style="dim")
-    table.add_column("value", justify="right")
-    table.add_row(
-        f"first audio, median of {len(result.first_audio_ms)}", f"{result.median_ms:.0f} ms"
-    )
-    table.add_row("first audio, 95th percentile", f"{result.p95_ms:.0f} ms")
-    if result.first_token_median_ms is not None:
-        table.add_row("listening to first token, median", f"{result.first_token_median_ms:.0f} ms")
-    for hop, milliseconds in result.hops_ms.items():
-        table.add_row(f"  {hop}, median", f"{milliseconds:.0f} ms")
+def latency_tables(result: LatencyResult) -> list[Figures]:
+    """The figures of `minmo bench latency`: the paper's table 21, then the rest."""
+    table21 = [
+        [row.name, *(_milliseconds(value) for value in (row.paper_ms, row.median_ms, row.p95_ms))]
+        for row in rows(result.components)
+    ]
+    others = [
+        [f"first audio, median of {len(result.first_audio_ms)}", f"{result.median_ms:.0f} ms"],
+        ["first audio, 95th percentile", f"{result.p95_ms:.0f} ms"],
+        *([f"{hop}, median", f"{took:.0f} ms"] for hop, took in result.hops_ms.items()),
+    ]
     if result.tokens_per_second is not None:
-        table.add_row("tokens per second, median", f"{result.tokens_per_second:.1f}")
+        others.append(["tokens per second, median", f"{result.tokens_per_second:.1f}"])
     if result.memory_bytes is not None:
-        table.add_row("memory of the stack (PSS)", f"{result.memory_bytes / 1e6:.0f} MB")
+        others.append(["memory of the stack (PSS)", f"{result.memory_bytes / 1e6:.0f} MB"])
         for name, size in sorted(result.memory_by_process.items(), key=lambda pair: -pair[1]):
-            table.add_row(f"  {name}", f"{size / 1e6:.0f} MB")
-    console = Console(highlight=False)
-    console.print(table)
-    for failure in result.failures:
-        console.print(f"no answer: {failure}", markup=False)
+            others.append([f"of it {name}", f"{size / 1e6:.0f} MB"])
+    return [
+        Figures(
+            "The paper's table 21",
+            ("component", "paper, L20", "median", "95th percentile"),
+            table21,
+            [f"- {name}: {meaning}." for name, meaning in MEANINGS.items()],
+        ),
+        Figures(
+            "Hops and memory",
+            ("figure", "value"),
+            others,
+            [f"- no answer: {failure}" for failure in result.failures],
+        ),
+    ]
+
+
+def print_tables(tables: Sequence[Figures], *, markdown: bool) -> None:
+    """Prints tables for a document, or for a terminal."""
+    console = Console(highlight=False, soft_wrap=True)
+    if markdown:
+        console.print("\n\n".join(table.markdown() for table in tables), markup=False)
+        return
+    for table in tables:
+        first, *others = table.header
+        shown = Table(first, box=None, header_style="dim")
+        for name in others:
+            shown.add_column(name, justify="right", no_wrap=True)
+        for cells in table.rows:
+            shown.add_row(*cells)
+        console.print(shown)
+        for note in table.notes:
+            console.print(note, markup=False, style="dim")
+        console.print()
 
 
 def load_tables(result: LoadResult) -> None:
@@ -191,3 +222,7 @@ def _print_history(console: Console, result: LoadResult) -> None:
 
 def _figure(milliseconds: float) -> str:
     return "-" if math.isnan(milliseconds) else f"{milliseconds:.0f}"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} ms"

@@ -19,6 +19,17 @@ def check_rate(rate_hz: int) -> None:
         raise InputError(f"--rate is {rate_hz} Hz: it must be one of {rates}")
 
 
+def check_picture(path: Path) -> None:
+    """Raises InputError if no picture can be written to `path`."""
+    from minmo import pictures
+
+    check_output(path, pictures.ENDINGS)
+    try:
+        pictures.check(path)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 def check_output(path: Path, endings: tuple[str, ...] = AUDIO_ENDINGS) -> None:
     """Raises InputError if `path` cannot be written, or its ending is not known."""
     if endings and path.suffix.lower() not in endings:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from minmo.cli.reach import Server
     from minmo.client import Recording, TalkTurn
+    from minmo.client.events import Event
 
 
 def talk(
@@ -25,6 +26,13 @@ def talk(
     ],
     report: Annotated[
         Path | None, typer.Option(help="JSON file to write texts and times to.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="Draw who spoke when into this SVG or PNG, at the end and on Ctrl-C.",
+        ),
     ] = None,
     speed: Annotated[
         float, typer.Option(min=0.1, max=20, help="How much faster than real time to talk.")
@@ -48,10 +56,13 @@ def talk(
 ) -> None:
     """Say recordings to MinMo as a microphone would, hear its answers, see where the time went.
 
-    Example: minmo talk examples/question.wav --out answer.wav --report report.json
+    --plot draws the user's speech and the answers as they were heard on one line of time, with
+    back-channels and interruptions, the ends of turns, first audio and stops.
+
+    Example: minmo talk examples/question.wav --out answer.wav --plot talk.svg
     """
     from minmo.audio.pcm import write_file
-    from minmo.cli.checks import check_output, check_rate
+    from minmo.cli.checks import check_output, check_picture, check_rate
     from minmo.cli.reach import Reach
     from minmo.cli.serve import announce
     from minmo.client import Recording
@@ -64,6 +75,8 @@ def talk(
     check_rate(rate)
     if report is not None:
         check_output(report, endings=(".json",))
+    if plot is not None:
+        check_picture(plot)
     said = [Recording.read(path) for path in recordings]
     for recording in said:
         if recording.silent:
@@ -73,7 +86,8 @@ def talk(
 
     async def work(server: Server) -> list[TalkTurn]:
         nonlocal answered
-        turns = await _converse(server, said, rate, session, FAST if fast else speed, deadline)
+        pace = FAST if fast else speed
+        turns = await _converse(server, said, rate, session, pace, deadline, plot)
         write_file(out, joined(turns), rate)
         typer.echo(f"answer written to {out}")
         if report is not None:
@@ -105,39 +119,57 @@ async def _converse(
     session: str,
     speed: float,
     deadline: float,
+    plot: Path | None,
 ) -> list[TalkTurn]:
+    import time
+
     from rich.console import Console
 
     from minmo.cli.waterfall import summary, waterfall
     from minmo.client import Conversation, ask
+    from minmo.client.timeline import Timeline
 
     console = Console(highlight=False)
     turns: list[TalkTurn] = []
-    async with Conversation(
+    conversation = Conversation(
         server.target,
         input_rate_hz=recordings[0].rate_hz,
         output_rate_hz=rate,
         session_id=session,
         speed=speed,
-    ) as conversation:
-        for recording in recordings:
-            printer = _Printer(console)
-            answered = await ask(
-                conversation,
-                recording,
-                speed=speed,
-                deadline_seconds=deadline,
-                listener=printer.event,
-            )
-            printer.end()
-            for turn in answered:
-                console.print()
-                console.print(waterfall(turn))
-                console.print(summary(turn), markup=False, soft_wrap=True)
-                if turn.outcome == "failed":
-                    console.print(f"the answer failed: {turn.detail or 'see the logs'}")
-                console.print()
-            turns += answered
+    )
+    timeline = Timeline(conversation.sent_at, rate, speed)
+    printer = _Printer(console)
+
+    def listen(event: Event) -> None:
+        printer.event(event)
+        timeline.take(event, time.monotonic())
+
+    try:
+        async with conversation:
+            for recording in recordings:
+                answered = await ask(
+                    conversation,
+                    recording,
+                    speed=speed,
+                    deadline_seconds=deadline,
+                    listener=listen,
+                )
+                printer.end()
+                for turn in answered:
+                    console.print()
+                    console.print(waterfall(turn))
+                    console.print(summary(turn), markup=False, soft_wrap=True)
+                    if turn.outcome == "failed":
+                        console.print(f"the answer failed: {turn.detail or 'see the logs'}")
+                    console.print()
+                turns += answered
+    finally:
+        # Also of a conversation that failed, or that Ctrl-C has ended.
+        if plot is not None and timeline:
+            timeline.advance(time.monotonic())
+            timeline.draw(plot)
+            typer.echo(f"timeline written to {plot}")
     return turns
 
 

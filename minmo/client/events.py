@@ -123,7 +123,12 @@ class Span:
 
 @dataclass(frozen=True)
 class TurnReport:
-    """How a turn of the assistant went; times are the server's, in milliseconds."""
+    """How a turn of the assistant went; times are the server's, in milliseconds.
+
+    Attributes:
+        token2wav_ms: the end of the hop first_audio: from the first speech tokens until audio was
+            made of them; 0 where the voice has none.
+    """
 
     utterance_id: str
     user_turn_index: int
@@ -139,6 +144,7 @@ class TurnReport:
     generate_ms: float
     detail: str
     request_id: str = ""
+    token2wav_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -380,4 +386,5 @@ def _report(report: conversation_pb2.TurnReport, request_id: str) -> TurnReport:
         generate_ms=report.generate_ms,
         detail=report.detail,
         request_id=request_id,
+        token2wav_ms=report.token2wav_ms,
     )

@@ -44,6 +44,8 @@ class TalkTurn:
         server_first_audio_ms: the server's part of it.
         network_ms: what the server does not see of it: the way there and back.
         tokens_per_second: of the LLM, over the answer.
+        token2wav_ms: the end of the hop first_audio, after the first speech tokens; 0 where the
+            voice has none.
         heard: float32 [samples] at the output rate: what was played.
         troubles: what was lost and came back meanwhile.
     """
@@ -67,6 +69,7 @@ class TalkTurn:
     voice_compute_ms: float
     heard: Samples = field(repr=False)
     troubles: tuple[str, ...] = ()
+    token2wav_ms: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the sound."""
@@ -187,6 +190,7 @@ class _Tracker:
             voice_compute_ms=report.voice_compute_ms,
             heard=self._conversation.speaker.heard(report.utterance_id),
             troubles=tuple(self._troubles),
+            token2wav_ms=report.token2wav_ms,
         )
 
     def _first_audio_ms(self, first_audio: float | None) -> float | None:

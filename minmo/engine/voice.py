@@ -83,10 +83,13 @@ class Piece:
     Attributes:
         samples: `[samples]` at the voice's rate, -1 to 1; may be empty where tokens say nothing.
         marks: in order, within this piece or at its end. Both counts start with the utterance.
+        token2wav_seconds: of an utterance's first audio, from its speech tokens being there until
+            it was made; 0 of the others, and where the voice has no speech tokens.
     """
 
     samples: Samples
     marks: tuple[Mark, ...]
+    token2wav_seconds: float = 0.0
 
 
 class Utterance(Protocol):

@@ -205,6 +205,7 @@ class Responses:
             )
             report.voice_compute_ms = utterance.voice_compute_ms
             report.generate_ms = utterance.generate_seconds * 1000
+            report.token2wav_ms = utterance.token2wav_ms
         await self._out.put(
             ConverseResponse(
                 report=report, request_id=request_id, traceparent=tracing.traceparent()

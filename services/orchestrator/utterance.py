@@ -130,6 +130,8 @@ class Utterance:
         self.state = UtteranceState.THINKING
         self.waterfall = waterfall
         self.voice_compute_ms = 0.0
+        self.token2wav_ms = 0.0
+        """Of the first audio, as the voice tells."""
         self.unspoken_reason = ""
         self.generate_seconds = 0.0
         self.made_count = 0
@@ -459,6 +461,7 @@ class Utterance:
         if self.waterfall.first_audio is None and audio.data:
             self.state = UtteranceState.SPEAKING
             self.waterfall.first_audio = time.monotonic()
+            self.token2wav_ms = audio.token2wav_ms
             began = self.waterfall.ended("first_text_to_voice")
             if began is None:
                 began = self.waterfall.ended("first_token")

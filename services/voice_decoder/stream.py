@@ -174,6 +174,8 @@ class DecodeStream:
             piece = await self._step(utterance, rate_hz)
             if piece is not None:
                 for audio in output.add(piece):
+                    if not self._has_spoken:
+                        audio.token2wav_ms = piece.token2wav_seconds * 1000
                     await self._write(audio=audio)
             elif complete:
                 break

@@ -61,6 +61,9 @@ async def test_an_answer_is_spoken_to_its_last_token_and_the_same_again(
     assert (answer.ready.voice, answer.ready.hidden_width) == ("random", WIDTH)
     assert answer.done.sample_count == len(answer.data) // 2 > 24000
     assert answer.marks[-1] == (2, answer.done.sample_count)
+    first, *others = answer.pieces
+    assert 0 < first.token2wav_ms < answer.first_audio_seconds * 1000
+    assert not any(piece.token2wav_ms for piece in others)
     again = await decode(stub, CONFIG, tokens(1), tokens(1, 1), END)
     assert again.data == answer.data
     for name in (

@@ -45,14 +45,17 @@ async def minmo(stack: Stack, *arguments: str) -> tuple[int, str, str]:
     )
 
 
-async def test_talk_writes_the_answer_and_a_report(
+async def test_talk_writes_the_answer_a_report_and_a_timeline(
     stack: Stack, target: Target, tmp_path: Path
 ) -> None:
-    answer, report = tmp_path / "answer.wav", tmp_path / "report.json"
+    answer, report, plot = (tmp_path / name for name in ("answer.wav", "report.json", "talk.svg"))
     code, out, errors = await minmo(
-        stack, "talk", str(QUESTION), "--out", str(answer), "--report", str(report)
+        *(stack, "talk", str(QUESTION), "--out", str(answer), "--report", str(report)),
+        *("--plot", str(plot)),
     )
     assert code == 0, errors
+    drawn = plot.read_text()
+    assert all(f">{word}</text>" in drawn for word in ("speech", "answer, as heard", "turn ended"))
     assert QUESTION_TEXT.split()[-1] in out
     told = json.loads(report.read_text())
     (turn,) = told["turns"]

@@ -50,6 +50,8 @@ class FakeVoiceDecoder(VoiceDecoderServiceServicer):
             for token in request.tokens.tokens:
                 audio = voice_decoder_pb2.DecodedAudio(first_sample=count, data=bytes(2))
                 count += 1
+                # As of a voice that makes speech tokens.
+                audio.token2wav_ms = 70 if count == 1 else 0
                 audio.marks.add(token_count=count, sample=count)
                 yield voice_decoder_pb2.DecodeResponse(audio=audio)
                 if self.break_after == count:

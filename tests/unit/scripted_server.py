@@ -223,6 +223,7 @@ class _Stream:
             token_count=3,
             generate_ms=100,
             audio_ms=int(ANSWER_SECONDS * 1000),
+            token2wav_ms=70,
             waterfall=[conversation_pb2.Span(hop="endpointing", duration_ms=200)],
         )
         self._utterance = ""

@@ -52,6 +52,7 @@ async def test_a_question_is_answered_and_the_answer_is_what_was_played(target, 
     assert len(turn.heard) == ANSWER_SECONDS * 24_000
     assert np.allclose(turn.heard, 8000 / 32768, atol=1e-4)
     assert turn.tokens_per_second == pytest.approx(20)
+    assert turn.token2wav_ms == 70
     assert any(isinstance(event, UserText) for event in events)
     assert script.configs[0].reports_playback
 

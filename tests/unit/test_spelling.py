@@ -30,5 +30,7 @@ def test_marks_count_what_the_caller_has_sent() -> None:
     read = len(spelling.spell([TextToken(0, "zebra")]))
     total = read + len(spelling.spell([TextToken(9, "t"), TextToken(0, " zoo")]))
     assert read > 1
-    piece = Piece(np.zeros(3, np.float32), (Mark(1, 10), Mark(read, 20), Mark(total, 30)))
-    assert spelling.counted(piece).marks == (Mark(1, 20), Mark(3, 30))
+    piece = Piece(np.zeros(3, np.float32), (Mark(1, 10), Mark(read, 20), Mark(total, 30)), 0.07)
+    counted = spelling.counted(piece)
+    assert counted.marks == (Mark(1, 20), Mark(3, 30))
+    assert counted.token2wav_seconds == 0.07

@@ -9,10 +9,14 @@ from typing import Any
 import grpc
 import pytest
 
+from minmo.rpc.queues import BoundedStream
 from minmo.v1.common_pb2 import AUDIO_ENCODING_PCM_S16LE, ROLE_ASSISTANT, ROLE_USER, AudioFormat
+from minmo.v1.conversation_pb2 import ConverseResponse
 from services.orchestrator import items
+from services.orchestrator.codecs import Outgoing
 from services.orchestrator.link import Link
 from services.orchestrator.mind import Context, Epoch, Sampling
+from services.orchestrator.responses import Responses
 from services.orchestrator.utterance import Utterance, Voice
 from services.orchestrator.waterfall import Waterfall
 from tests.unit.fake_llm import FakeLlm, served
@@ -90,6 +94,8 @@ async def test_a_voice_decoder_that_takes_a_lost_ones_place_reads_the_query_agai
     utterance = await setup.answer()
     assert utterance.token_count == utterance.sample_count == 5
     first, second = decoder.configs
+    # Of the first audio that was heard, not of what was said again.
+    assert utterance.token2wav_ms == 70
     # What was on its way when the connection broke is said again.
     assert first.first_token == 0
     assert second.first_token <= 2
@@ -98,6 +104,16 @@ async def test_a_voice_decoder_that_takes_a_lost_ones_place_reads_the_query_agai
     assert second.query_hidden_states == first.query_hidden_states
     # It reads how to speak in the query alone.
     assert first.instruct == second.instruct == ""
+
+
+async def test_the_report_tells_what_the_voice_says_of_its_first_audio(setup: Setup) -> None:
+    utterance = await setup.answer()
+    out: BoundedStream[ConverseResponse] = BoundedStream(1, put_timeout_seconds=1, reader="client")
+    responses = Responses(out, Outgoing(FORMAT))
+    told = {"user": None, "turn": None, "utterance": utterance, "error": None}
+    await responses.report("completed", utterance.waterfall, **told)
+    report = (await anext(out)).report
+    assert report.token2wav_ms == 70
 
 
 async def test_a_voice_that_reads_text_gets_the_instruction_in_words(

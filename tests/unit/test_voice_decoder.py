@@ -66,7 +66,7 @@ class CountingVoice:
         self.waiting -= 1
         self.tokens += 1
         mark = Mark(self.tokens, self.tokens * 1600)
-        return Piece(np.zeros(1600, np.float32), (mark,))
+        return Piece(np.zeros(1600, np.float32), (mark,), 0.07 if self.tokens == 1 else 0.0)
 
 
 def matrix(values: np.ndarray) -> common_pb2.FloatMatrix:
@@ -134,6 +134,7 @@ async def test_hidden_states_reach_a_voice_that_reads_them() -> None:
     assert np.array_equal(voice.query.embeddings, query + 8)
     assert np.array_equal(np.concatenate(voice.seen), rows)
     assert [len(answer.audio.data) for answer in audio] == [3200] * 3
+    assert [answer.audio.token2wav_ms for answer in audio] == pytest.approx([70, 0, 0])
     assert (done.done.token_count, done.done.sample_count) == (3, 4800)
 
 

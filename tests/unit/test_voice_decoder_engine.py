@@ -335,6 +335,13 @@ def test_the_first_piece_is_480_ms_and_comes_before_the_text_ends(engine: VoiceE
     assert engine.next_piece(sequence) is None
 
 
+def test_the_first_piece_alone_says_how_long_token2wav_took(engine: VoiceEngine) -> None:
+    began = time.monotonic()
+    first, *others = rest_of(engine, started(engine, 20))
+    assert 0 < first.token2wav_seconds < time.monotonic() - began
+    assert others and not any(piece.token2wav_seconds for piece in others)
+
+
 def test_marks_run_forward_and_end_exactly(engine: VoiceEngine) -> None:
     pieces = rest_of(engine, started(engine, 23))
     marks = [mark for piece in pieces for mark in piece.marks]

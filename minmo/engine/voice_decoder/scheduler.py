@@ -195,6 +195,7 @@ class Scheduler:
 
     def finish_chunks(self, step: Chunks, made: Sequence[Samples | Problem]) -> None:
         """Takes over the audio that token2wav has made."""
+        now = self._clock()
         for chunk, samples in zip(step.items, made, strict=True):
             sequence = chunk.sequence
             if sequence.state is not State.RUNNING:
@@ -202,7 +203,7 @@ class Scheduler:
             if isinstance(samples, Problem):
                 self._fail(sequence, SpeakingError(samples.message))
                 continue
-            sequence.finish_chunk(chunk, samples)
+            sequence.finish_chunk(chunk, samples, now)
             if chunk.last:
                 self._finish(sequence)
 

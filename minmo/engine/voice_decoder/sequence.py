@@ -310,8 +310,11 @@ class SpeechSequence:
             self._speech_is_complete and length == len(self._tokens),
         )
 
-    def finish_chunk(self, chunk: Chunk, samples: Samples) -> None:
+    def finish_chunk(self, chunk: Chunk, samples: Samples, now: float) -> None:
         """Token2wav has made that audio."""
+        token2wav_seconds = 0.0
+        if self.first_chunk_ready is not None and not self._made_samples:
+            token2wav_seconds = now - self.first_chunk_ready
         for _ in range(chunk.length):
             self._tokens.popleft()
         self._chunk_tokens = self._rates.chunk_tokens
@@ -322,7 +325,9 @@ class SpeechSequence:
             marks = self._marks.reached_of(self._made_samples, whole)
         else:
             marks = self._marks.reached(self._made_samples)
-        self.pieces.append(Piece(samples, (*marks, *self._last_mark()) if chunk.last else marks))
+        if chunk.last:
+            marks = (*marks, *self._last_mark())
+        self.pieces.append(Piece(samples, marks, token2wav_seconds))
 
     def finish_silently(self) -> None:
         """It is complete without audio."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from minmo.engine.prompt import ChatFormat, TextStream
 from minmo.engine.voice import Mark, Piece, TextToken
@@ -43,7 +44,7 @@ class Spelling:
             count = bisect_right(self._ends, mark.token_count)
             if count:
                 marks.append(Mark(count, mark.sample))
-        return Piece(piece.samples, tuple(marks))
+        return replace(piece, marks=tuple(marks))
 
     def _tokens(self, text: str) -> Iterator[TextToken]:
         written = TextStream(self._chat)
