@@ -136,13 +136,13 @@ async def test_hidden_states_of_another_llm_are_refused(stub: VoiceDecoderServic
     message = voice_decoder_pb2.TextTokens(
         tokens=[voice_decoder_pb2.TextToken(id=1, text="a")], hidden_states=narrow
     )
-    error = await refused(stub, CONFIG, Request(tokens=message), END)
+    error = await refused(stub, CONFIG, Request(tokens=message))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     row = common_pb2.FloatMatrix(data=np.zeros(WIDTH, "<f4").tobytes(), rows=1, columns=WIDTH)
     message = voice_decoder_pb2.TextTokens(
         tokens=[voice_decoder_pb2.TextToken(id=49152, text="a")], hidden_states=row
     )
-    error = await refused(stub, CONFIG, Request(tokens=message), END)
+    error = await refused(stub, CONFIG, Request(tokens=message))
     assert "0 to 49151" in error.message
 
 

